@@ -85,14 +85,16 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AfsError(f"{what} is not valid JSON: {error}", str(path), "mend or remake the file") from error
     except OSError as error:
-        raise AfsError(f"{what} cannot be read: {error.strerror}", str(path), "check the path and its rights") from error
+        raise AfsError(
+            f"{what} cannot be read: {error.strerror}", str(path), "check the path and its rights"
+        ) from error
     if not isinstance(value, dict):
         raise AfsError(f"{what} is not a JSON object", str(path), "mend or remake the file")
     return value
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a new folder beside `path` and swap it in whole; a folder that was there stays until the new one is complete."""
+    """Fill a new folder beside `path` and swap it in whole; one that was there stays until then."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))

@@ -4,12 +4,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from afs_mlx.core.errors import AfsError
+from afs_mlx.core.errors import MissingError
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder with data/, adapters/, fused/, evals/ and exports/."""
+    """The folder with data/, adapters/, fused/ and evals/."""
 
     root: Path
 
@@ -34,10 +34,6 @@ class Workspace:
         return self.root / "fused"
 
     @property
-    def exports(self) -> Path:
-        return self.root / "exports"
-
-    @property
     def splits(self) -> Path:
         return self.root / "data" / "splits"
 
@@ -52,14 +48,22 @@ class Workspace:
 
     def find_file(self, relative: str) -> Path:
         """A tracked file (`data/curated/…`, `evals/suites/…`): the workspace's own, else the one in this checkout."""
-        for root in (self.root, checkout()):
-            if root is not None and (root / relative).exists():
-                return root / relative
-        raise AfsError(
-            f"{relative} is neither in the workspace nor in the checkout",
-            str(self.root),
-            "run from a checkout of afs-mlx, or set AFS_MLX_HOME to one",
-        )
+        found = self._tracked(relative)
+        if found is None:
+            raise MissingError(
+                f"{relative} is neither in the workspace nor in the checkout",
+                str(self.root),
+                "add the file, run from a checkout of afs-mlx, or set AFS_MLX_HOME to one",
+            )
+        return found
+
+    def has_file(self, relative: str) -> bool:
+        """Whether `find_file` would find it."""
+        return self._tracked(relative) is not None
+
+    def _tracked(self, relative: str) -> Path | None:
+        roots = (self.root, checkout())
+        return next((root / relative for root in roots if root is not None and (root / relative).exists()), None)
 
     def shown(self, path: Path) -> str:
         """A path as a person would type it from here."""

@@ -1,0 +1,68 @@
+"""The command table."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from afs_mlx import __version__
+from afs_mlx.cli import bases, build, chatting, convert, evaluate, experts, export, fuse, routing, training
+from afs_mlx.cli.errors import DEBUG, handled
+
+app = typer.Typer(
+    name="afs-mlx",
+    help="Train, prove, ship and run small expert language models on one laptop, offline.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"afs-mlx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    # Only `pull` may download; everything below this reads the caches. Set before huggingface_hub is first imported.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if debug:
+        os.environ[DEBUG] = "1"
+
+
+export_app = typer.Typer(no_args_is_help=True, help="Write a model for other programs.", rich_markup_mode=None)
+export_app.command("gguf")(handled(export.gguf))
+
+for name, command in (
+    ("doctor", bases.doctor),
+    ("pull", bases.pull),
+    ("train", training.train),
+    ("eval", evaluate.evaluate),
+    ("fuse", fuse.fuse),
+    ("convert", convert.convert),
+    ("build", build.build),
+    ("route", routing.route),
+    ("chat", chatting.chat),
+):
+    app.command(name)(handled(command))
+app.add_typer(experts.app, name="experts")
+app.add_typer(export_app, name="export")
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""`afs-mlx build`: the main job, one stage after the other, and a short report."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from afs_mlx.cli.errors import stoppable
+from afs_mlx.cli.options import AsJson, BaseName, ConfigFile, DataPath, ExpertName, Overrides
+from afs_mlx.cli.render.console import emit_json, err, notice, step
+from afs_mlx.core.errors import ExitCode
+
+
+def build(
+    expert: ExpertName,
+    base: BaseName = "auto",
+    data: DataPath = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    pull: Annotated[
+        bool, typer.Option("--pull", help="Fetch the embedded base first when no usable base is here.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Fuse and export also when the gate says no.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Data, train, evaluate before and after, gate, fuse, export: everything for one expert."""
+    from afs_mlx.cli import bases
+    from afs_mlx.cli.recipes import data_path, recipe_for, suite_path, trainable
+    from afs_mlx.cli.render.build import BuildView, report
+    from afs_mlx.core.errors import MissingError
+    from afs_mlx.core.paths import Workspace
+    from afs_mlx.engine.bases.location import EMBEDDED, choose_base
+    from afs_mlx.experts.catalog import Catalog
+    from afs_mlx.flows.build import STAGES, BuildConfig
+    from afs_mlx.flows.build import build as run_chain
+
+    began = time.monotonic()
+    workspace = Workspace.find()
+    catalog = Catalog.load(workspace)
+    chosen = catalog.choose(expert)
+    version = trainable(chosen)
+    rows = data_path(version, data, workspace)
+    try:
+        found = choose_base(base, version.base, catalog.bases)
+    except MissingError:
+        if not pull or base not in ("auto", EMBEDDED):
+            raise
+        bases.pull(EMBEDDED)
+        found = choose_base(base, version.base, catalog.bases)
+    if found.notice:
+        notice(found.notice)
+    step(f"build {chosen.label} on {found.id}" + (" (demo)" if found.demo else ""))
+    with stoppable("the adapter") as stop, BuildView(workspace, len(STAGES)) as view:
+        result = run_chain(
+            BuildConfig(
+                expert=chosen,
+                recipe=recipe_for(version, found.demo, config, overrides),
+                data=rows,
+                suite=suite_path(version, workspace),
+                base=found.id,
+                threshold=version.threshold,
+                file_type="q8_0",
+                catalog=catalog,
+                workspace=workspace,
+                force=force,
+                stop=stop,
+            ),
+            view,
+        )
+    summary = report(result, chosen, found, workspace, time.monotonic() - began)
+    if as_json:
+        emit_json(summary.record)
+    else:
+        summary.show()
+    if result.trained.interrupted:
+        err().print("interrupted: the adapter so far is saved, nothing was fused or exported", style="yellow")
+        raise typer.Exit(ExitCode.INTERRUPTED)

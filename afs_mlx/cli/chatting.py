@@ -1,0 +1,63 @@
+"""`afs-mlx chat`: a REPL, or one answer for a prompt or piped input."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from afs_mlx.cli.options import BaseName, RunName
+from afs_mlx.core.errors import UsageError
+
+
+def chat(
+    prompt: Annotated[
+        str, typer.Argument(metavar="[PROMPT]", help="One question; without it a conversation starts.")
+    ] = "",
+    expert: Annotated[
+        str, typer.Option("--expert", help="An expert, expert@version, or auto: the router chooses.")
+    ] = "auto",
+    base: BaseName = "auto",
+    run: RunName = "",
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="0 is greedy; the expert's own otherwise.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", help="The longest answer; the expert's own otherwise.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Makes sampled answers repeatable.")] = None,
+) -> None:
+    """Talk to an expert. Piped input is read as the question, or appended to PROMPT."""
+    from afs_mlx.cli.chat.repl import converse
+    from afs_mlx.cli.chat.view import ChatView, answer
+    from afs_mlx.core.paths import Workspace
+    from afs_mlx.experts.catalog import Catalog
+    from afs_mlx.pipelines.chat import ChatConfig, ChatSession
+
+    if temperature is not None and not 0 <= temperature <= 5:
+        raise UsageError(f"{temperature} is no temperature", "--temperature", "a number from 0 to 5; 0 is greedy")
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError(f"{max_tokens} tokens are no answer", "--max-tokens", "a number above 0")
+    workspace = Workspace.find()
+    config = ChatConfig(
+        catalog=Catalog.load(workspace),
+        workspace=workspace,
+        expert=expert,
+        base=base,
+        run=run,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+    view = ChatView()
+    session = ChatSession(config, view)
+    if not sys.stdin.isatty():
+        piped = sys.stdin.read().strip()
+        prompt = "\n\n".join(part for part in (prompt, piped) if part)
+        if not prompt:
+            raise UsageError(
+                "there is no question: the piped input is empty", "chat", "pipe a question, or give one as PROMPT"
+            )
+    if prompt:
+        answer(session, prompt)
+    else:
+        converse(session, view)

@@ -1,0 +1,45 @@
+"""`afs-mlx convert`: a PEFT adapter in."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from afs_mlx.cli.options import AsJson
+from afs_mlx.cli.render.console import emit_json, err, out
+
+
+def convert(
+    peft_folder: Annotated[
+        Path, typer.Argument(metavar="PEFT_FOLDER", help="adapter_config.json and adapter_model.safetensors.")
+    ],
+    base: Annotated[
+        str, typer.Option("--base", help="A base id or a model folder; auto reads it from the adapter.")
+    ] = "auto",
+    expert: Annotated[
+        str, typer.Option("--expert", metavar="EXPERT[@VERSION]", help="Register it as this expert's.")
+    ] = "",
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="The folder instead of adapters/<expert>/<run>.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn a PEFT LoRA adapter into an MLX one, checked against its base."""
+    from afs_mlx.core.paths import Workspace
+    from afs_mlx.experts.catalog import Catalog
+    from afs_mlx.pipelines.convert import ConvertConfig
+    from afs_mlx.pipelines.convert import convert as convert_adapter
+
+    workspace = Workspace.find()
+    result = convert_adapter(ConvertConfig(peft_folder, Catalog.load(workspace), workspace, base, expert, out_folder))
+    if as_json:
+        emit_json({key: str(value) if isinstance(value, Path) else value for key, value in vars(result).items()})
+        return
+    err().print(
+        f"rank {result.rank}, alpha {result.alpha:g} (scale {result.scale:g}), {', '.join(result.targets)} in "
+        f"{len(result.layers)} layers of {result.base}",
+        markup=False,
+    )
+    if result.expert:
+        err().print(f"registered: afs-mlx chat --expert {result.expert}", markup=False)
+    out().print(workspace.shown(result.path), markup=False)

@@ -1,0 +1,60 @@
+"""Every command's way out: one message without a traceback, the right exit code, `--debug` for the rest."""
+
+import functools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+
+from afs_mlx.cli.render.console import err, notice
+from afs_mlx.core.errors import AfsError, ExitCode
+
+DEBUG = "AFS_MLX_DEBUG"
+
+
+def handled[**P, R](command: Callable[P, R]) -> Callable[P, R]:
+    """Turn what a user can mend into a message and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except AfsError as error:
+            if os.environ.get(DEBUG):
+                raise
+            err().print(f"error: {error}", style="red", markup=False)
+            raise typer.Exit(error.code) from error
+        except KeyboardInterrupt as error:
+            err().print("\ninterrupted; what was finished before is intact", style="yellow")
+            raise typer.Exit(ExitCode.INTERRUPTED) from error
+        except BrokenPipeError as error:
+            # The reader left; Python would complain again when it flushes stdout at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(ExitCode.OK) from error
+
+    return run
+
+
+@contextmanager
+def stoppable(what: str) -> Iterator[threading.Event]:
+    """The first Ctrl-C (or SIGTERM) asks to stop after the current step, the second stops at once."""
+    stop = threading.Event()
+
+    def ask(number: int, _frame: object) -> None:
+        if stop.is_set() or number != signal.SIGINT:
+            if stop.is_set():
+                raise KeyboardInterrupt
+        else:
+            notice(f"finishing this step and saving {what}; Ctrl-C again stops at once")
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

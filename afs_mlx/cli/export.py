@@ -1,0 +1,63 @@
+"""`afs-mlx export`: a model for other programs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from afs_mlx.cli.options import AsJson, BaseName, RunName
+from afs_mlx.cli.render.console import emit_json, err, out, size, step
+
+
+def gguf(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="EXPERT[@VERSION]|MODEL_FOLDER", help="An expert that was fused, or a model folder."),
+    ],
+    file_type: Annotated[str, typer.Option("--type", help="f32, f16 or q8_0.")] = "q8_0",
+    base: BaseName = "auto",
+    run: RunName = "",
+    as_json: AsJson = False,
+) -> None:
+    """Write a GGUF and a Modelfile for llama.cpp, Ollama and LM Studio."""
+    from afs_mlx.cli.render.progress import count_progress
+    from afs_mlx.cli.targets import run_for
+    from afs_mlx.core.errors import MissingError, UsageError
+    from afs_mlx.core.files import read_json
+    from afs_mlx.core.paths import Workspace
+    from afs_mlx.experts.catalog import Catalog
+    from afs_mlx.pipelines.export import ExportConfig
+    from afs_mlx.pipelines.export import export as export_model
+    from afs_mlx.schema.sampling import Sampling
+
+    if file_type not in ("f32", "f16", "q8_0"):
+        raise UsageError(f"there is no type {file_type!r}", "--type", "f32, f16 or q8_0")
+    workspace = Workspace.find()
+    catalog = Catalog.load(workspace)
+    folder = Path(target).expanduser()
+    if folder.is_dir():
+        record = read_json(folder / "manifest.json", "the manifest") if (folder / "manifest.json").is_file() else {}
+        expert, version = str(record.get("expert", "")), str(record.get("version", ""))
+    else:
+        chosen_run = run_for(target, base, run, catalog, workspace)
+        folder = workspace.fused / chosen_run.expert / chosen_run.name
+        expert, version = chosen_run.expert, str(chosen_run.record.get("version", ""))
+        if not folder.is_dir():
+            raise MissingError("this run is not fused yet", chosen_run.name, f"afs-mlx fuse {target}")
+    chosen = catalog.choose(f"{expert}@{version}" if version else expert) if expert in catalog.experts else None
+    name = (f"{expert}-{version}" if version else expert) or folder.resolve().name.lower()
+    step(f"export {name} as {file_type} GGUF")
+    config = ExportConfig(
+        model_folder=folder.resolve(),
+        name=name,
+        file_type=file_type,  # type: ignore[arg-type]
+        system=chosen.system if chosen else "",
+        sampling=chosen.sampling if chosen else Sampling(),
+    )
+    with count_progress("  write") as progress:
+        result = export_model(config, lambda done, total: progress(done, total, ""))
+    if as_json:
+        emit_json({key: str(value) if isinstance(value, Path) else value for key, value in vars(result).items()})
+        return
+    err().print(f"  {result.tensors} tensors, {size(result.size_bytes)}; Modelfile beside it", markup=False)
+    out().print(workspace.shown(result.gguf), markup=False)

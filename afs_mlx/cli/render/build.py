@@ -1,0 +1,147 @@
+"""The build's stages while they run, and the report at its end."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from afs_mlx.cli.render.console import duration, err, notice, out, size, step
+from afs_mlx.cli.render.progress import TrainingView, count_progress
+from afs_mlx.core.paths import Workspace
+from afs_mlx.engine.bases.location import BaseFolder
+from afs_mlx.experts.catalog import ChosenExpert
+from afs_mlx.flows.build import BuildEvent, BuildResult, StageStarted, TensorWritten
+from afs_mlx.pipelines.evaluate import CaseDone, EvaluateResult
+from afs_mlx.pipelines.train import BaseChosen, RunCreated
+
+WORDS = {
+    "data": "read, check and split the rows",
+    "base score": "ask the suite of the bare base",
+    "train": "train the adapter",
+    "score": "ask the suite of the trained expert",
+    "fuse": "add the adapter to the base",
+    "export": "write GGUF and Modelfile",
+}
+
+
+class BuildView:
+    """One heading a stage; within it the stage's own progress."""
+
+    def __init__(self, workspace: Workspace, stages: int) -> None:
+        self._workspace, self._stages = workspace, stages
+        self._training: TrainingView | None = None
+        self._counting: Any = None
+        self._count: Any = None
+
+    def __enter__(self) -> "BuildView":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def __call__(self, event: BuildEvent) -> None:
+        if isinstance(event, StageStarted):
+            self._close()
+            step(f"[{event.number}/{self._stages}] {event.name}: {WORDS[event.name]}")
+            if event.name == "train":
+                self._training = TrainingView().__enter__()
+            elif event.name in ("base score", "score", "export"):
+                self._counting = count_progress("  answers" if "score" in event.name else "  tensors")
+                self._count = self._counting.__enter__()
+        elif isinstance(event, CaseDone):
+            words = {True: "passed", False: "failed", None: "not verified"}[event.result.passed]
+            self._count(event.done, event.total, f"{event.result.id} {words}")
+        elif isinstance(event, TensorWritten):
+            self._count(event.done, event.total, "")
+        elif isinstance(event, RunCreated):
+            err().print(f"  run {self._workspace.shown(event.path)}", markup=False)
+        elif not isinstance(event, BaseChosen) and self._training:
+            self._training(event)
+
+    def _close(self) -> None:
+        if self._training:
+            self._training.__exit__(None)
+            self._training = None
+        if self._counting:
+            self._counting.__exit__(None, None, None)
+            self._counting = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The lines for a person and the record for a program."""
+
+    lines: list[str]
+    record: dict[str, Any]
+    demo_hint: str
+
+    def show(self) -> None:
+        """Print to stdout; the hint about the demo goes to stderr with the other notices."""
+        console = out()
+        console.print()
+        for line in self.lines:
+            console.print(line, markup=False)
+        if self.demo_hint:
+            notice(self.demo_hint)
+
+
+def report(
+    result: BuildResult, expert: ChosenExpert, base: BaseFolder, workspace: Workspace, elapsed_s: float
+) -> Report:
+    """Before and after with intervals, sizes, where things are, and the command to chat."""
+    trained, after = result.trained, result.after
+    rows: list[tuple[str, str]] = [
+        ("expert", f"{expert.label} on {base.id}" + (" (demo)" if base.demo else "")),
+        ("rows", f"{len(result.data.train)} trained, {len(result.data.valid)} held out"),
+        ("valid loss", f"{trained.base_valid_loss:.3f} → {trained.best_valid_loss:.3f} (step {trained.best_step})"),
+    ]
+    if result.before:
+        rows.append(("score before", _score_text(result.before)))
+    if after:
+        rows.append(("score after", _score_text(after)))
+        rows.append(("", f"{after.measures}; {after.limits}" if after.limits else after.measures))
+        rows.append(("gate", ("passed: " if after.verdict.passed else "not passed: ") + after.verdict.reason))
+    elif not trained.interrupted:
+        rows.append(("score", "not verified: this version's suite is not written yet"))
+    rows.append(
+        ("adapter", f"{workspace.shown(trained.path)} ({size(_file_size(trained.path / 'adapters.safetensors'))})")
+    )
+    if result.fused:
+        rows.append(("fused", f"{workspace.shown(result.fused.path)} ({size(result.fused.size_bytes)})"))
+    if result.exported:
+        rows.append(("GGUF", f"{workspace.shown(result.exported.gguf)} ({size(result.exported.size_bytes)})"))
+        rows.append(("Modelfile", workspace.shown(result.exported.modelfile)))
+    rows.append(("time", duration(elapsed_s)))
+    rows.append(("chat", f"afs-mlx chat --expert {expert.name}"))
+    record: dict[str, Any] = {
+        "expert": expert.label,
+        "base": base.id,
+        "demo": base.demo,
+        "run": str(trained.path),
+        "interrupted": trained.interrupted,
+        "valid_loss_before": trained.base_valid_loss,
+        "valid_loss_after": trained.best_valid_loss,
+        "score_before": _score_record(result.before),
+        "score_after": _score_record(after),
+        "gate": after.verdict.model_dump() if after else None,
+        "fused": str(result.fused.path) if result.fused else "",
+        "gguf": str(result.exported.gguf) if result.exported else "",
+        "elapsed_s": round(elapsed_s, 1),
+    }
+    own = expert.version.base if expert.version else ""
+    hint = f"this is a demo on {base.id}; for the real thing: afs-mlx pull {own}, then build again" if base.demo else ""
+    return Report([f"{name:<13}{text}" for name, text in rows], record, hint)
+
+
+def _score_text(result: EvaluateResult) -> str:
+    if result.score is None:
+        return f"{result.suite}: {result.why_unverified}"
+    checks = ", ".join(f"{name} {score.value:.2f}" for name, score in result.checks.items())
+    return f"{result.suite} {result.score} ({checks})"
+
+
+def _score_record(result: EvaluateResult | None) -> dict[str, Any] | None:
+    return result.score.model_dump() if result and result.score else None
+
+
+def _file_size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0

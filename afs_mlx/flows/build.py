@@ -1,0 +1,158 @@
+"""The main job: data → evaluate the base → train → evaluate → gate → fuse → export."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from afs_mlx.core.errors import RefusedError
+from afs_mlx.core.paths import Workspace
+from afs_mlx.experts.catalog import Catalog, ChosenExpert
+from afs_mlx.pipelines.evaluate import CaseDone, EvaluateConfig, EvaluateResult, evaluate
+from afs_mlx.pipelines.export import ExportConfig, ExportResult, GgufType, export
+from afs_mlx.pipelines.fuse import FuseConfig, FuseResult, fuse
+from afs_mlx.pipelines.prepare import PrepareConfig, PrepareResult, prepare
+from afs_mlx.pipelines.train import TrainConfig, TrainEvent, TrainResult, train
+from afs_mlx.runs.folder import Run
+from afs_mlx.runs.selection import results_folder
+from afs_mlx.schema.recipe import Recipe
+
+STAGES = ("data", "base score", "train", "score", "fuse", "export")
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """`base` is resolved already; `force` ships what the gate holds back; `stop` ends the training early."""
+
+    expert: ChosenExpert
+    recipe: Recipe
+    data: Path
+    suite: Path | None
+    base: str
+    threshold: float
+    file_type: GgufType
+    catalog: Catalog
+    workspace: Workspace
+    force: bool = False
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """One of STAGES begins."""
+
+    name: str
+    number: int
+
+
+@dataclass(frozen=True)
+class TensorWritten:
+    """The export has come this far."""
+
+    done: int
+    total: int
+
+
+type BuildEvent = StageStarted | CaseDone | TrainEvent | TensorWritten
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """Everything the report shows; stages that an interruption cut off are None."""
+
+    data: PrepareResult
+    before: EvaluateResult | None
+    trained: TrainResult
+    after: EvaluateResult | None
+    fused: FuseResult | None
+    exported: ExportResult | None
+
+
+def build(config: BuildConfig, on_event: Callable[[BuildEvent], None]) -> BuildResult:
+    """Run the chain. Every stage leaves a whole artifact, so what is done stays when a later stage fails.
+
+    Raises RefusedError (exit 4) when the gate holds the model back and `force` is not set.
+    """
+
+    def stage(name: str) -> None:
+        on_event(StageStarted(name, STAGES.index(name) + 1))
+
+    stage("data")
+    expert, workspace = config.expert, config.workspace
+    data = prepare(PrepareConfig(config.data, workspace, config.suite, config.recipe.seed))
+    stage("base score")
+    before = _score(config, None, None, on_event) if config.suite else None
+    stage("train")
+    trained = _train(config, data, on_event)
+    if trained.interrupted:
+        return BuildResult(data, before, trained, None, None, None)
+    run = Run.read(trained.path)
+    stage("score")
+    after = _score(config, run, before.path if before else None, on_event) if config.suite else None
+    if after and after.score is not None and not after.verdict.passed and not config.force:
+        raise RefusedError(
+            f"the gate holds {run.name} back: {after.verdict.reason}",
+            str(after.path),
+            "train again with another recipe or more rows; --force ships it all the same. The adapter stays",
+        )
+    stage("fuse")
+    fused = fuse(FuseConfig(run, config.catalog.bases, workspace))
+    stage("export")
+    exported = export(
+        ExportConfig(
+            model_folder=fused.path,
+            name=f"{expert.name}-{expert.version_name}",
+            file_type=config.file_type,
+            system=expert.system,
+            sampling=expert.sampling,
+        ),
+        lambda done, total: on_event(TensorWritten(done, total)),
+    )
+    return BuildResult(data, before, trained, after, fused, exported)
+
+
+def _train(config: BuildConfig, data: PrepareResult, on_event: Callable[[BuildEvent], None]) -> TrainResult:
+    return train(
+        TrainConfig(
+            expert=config.expert.name,
+            version=config.expert.version_name,
+            system=config.expert.system,
+            recipe=config.recipe,
+            base=config.base,
+            own_base=config.base,
+            bases=config.catalog.bases,
+            train=data.train,
+            valid=data.valid,
+            data_record=data.record,
+            workspace=config.workspace,
+            stop=config.stop,
+        ),
+        on_event,
+    )
+
+
+def _score(
+    config: BuildConfig, run: Run | None, before: Path | None, on_event: Callable[[BuildEvent], None]
+) -> EvaluateResult:
+    """Ask the suite of the bare base under the expert's prompt, or of a run."""
+    from afs_mlx.engine.bases.location import choose_base
+
+    if config.suite is None:
+        raise ValueError("no suite")
+    base = choose_base(config.base, config.base, config.catalog.bases)
+    name = run.name if run else f"base-{base.label}"
+    return evaluate(
+        EvaluateConfig(
+            suite=config.suite,
+            model_folder=base.folder,
+            base=base.identity,
+            demo=base.demo,
+            system=config.expert.system,
+            out=results_folder(config.workspace, config.expert.name, name) / f"{config.suite.stem}.json",
+            adapter=run.path if run else None,
+            threshold=config.threshold,
+            before=before,
+            label=name,
+        ),
+        on_event,
+    )

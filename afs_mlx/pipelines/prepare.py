@@ -1,0 +1,118 @@
+"""data → splits: reads rows, refuses leaks, splits by group, writes train and valid with a manifest."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from afs_mlx.core.errors import AfsError, MissingError, problems
+from afs_mlx.core.files import write_folder, write_json
+from afs_mlx.core.jsonl import write_jsonl
+from afs_mlx.core.manifest import input_file, provenance
+from afs_mlx.core.paths import Workspace
+from afs_mlx.dataset.reading import read_examples
+from afs_mlx.dataset.split import Split, refuse_overlap, split
+from afs_mlx.evaluation.suites import Suite, load_suite
+from afs_mlx.schema.example import Example
+from afs_mlx.schema.optimisation import normalised
+
+VALID_SHARE = 0.12
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """`data` is a JSONL file to split, or a folder with train.jsonl and valid.jsonl; `suite` must not stand in it."""
+
+    data: Path
+    workspace: Workspace
+    suite: Path | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """The split rows and what artifacts record of them."""
+
+    name: str
+    train: list[Example]
+    valid: list[Example]
+    record: dict[str, Any]
+    folder: Path | None
+
+
+def prepare(config: PrepareConfig) -> PrepareResult:
+    """Read, check and split. A folder is used as it is; a file's split is written to data/splits/<name>/.
+
+    Raises AfsError for bad rows, for rows of the suite in the data, and for validation rows in the training rows.
+    """
+    suite = load_suite(config.suite) if config.suite else None
+    if config.data.is_dir():
+        return _folder(config, suite)
+    if not config.data.exists():
+        raise MissingError("there is no such data", str(config.data), "check --data, or the key `data` of the version")
+    rows = split(read_examples(config.data), VALID_SHARE, config.seed, str(config.data))
+    _refuse_suite_rows([*rows.train, *rows.valid], suite, config.data)
+    folder = config.workspace.splits / config.data.stem
+    record = {
+        "inputs": [input_file(config.data, len(rows.train) + len(rows.valid) + rows.duplicates)],
+        "suite": suite.name if suite else "",
+        "seed": config.seed,
+        "valid_share": VALID_SHARE,
+        "train_rows": len(rows.train),
+        "valid_rows": len(rows.valid),
+        "duplicates_left_out": rows.duplicates,
+    }
+    write_folder(folder, lambda target: _write(target, rows, record))
+    return PrepareResult(config.data.stem, rows.train, rows.valid, record, folder)
+
+
+def _folder(config: PrepareConfig, suite: Suite | None) -> PrepareResult:
+    files = [config.data / "train.jsonl", config.data / "valid.jsonl"]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise AfsError(
+            f"the folder has no {' and no '.join(missing)}", str(config.data), "add it, or name one JSONL file to split"
+        )
+    train, valid = (read_examples(file) for file in files)
+    refuse_overlap(train, valid, str(config.data))
+    _refuse_suite_rows([*train, *valid], suite, config.data)
+    record = {
+        "inputs": [input_file(files[0], len(train)), input_file(files[1], len(valid))],
+        "suite": suite.name if suite else "",
+        "train_rows": len(train),
+        "valid_rows": len(valid),
+    }
+    return PrepareResult(config.data.name, train, valid, record, None)
+
+
+def _refuse_suite_rows(examples: list[Example], suite: Suite | None, data: Path) -> None:
+    """No question of the suite, and no routine of it, may stand in what is trained or validated on."""
+    if suite is None:
+        return
+    questions = {_words(case.question): case.id for case in suite.cases}
+    routines = {normalised(str(case.facts["code"])): case.id for case in suite.cases if "code" in case.facts}
+    found: list[str] = []
+    for number, example in enumerate(examples, start=1):
+        name = str(example.metadata.get("id") or f"row {number}")
+        case = routines.get(normalised(str(example.metadata.get("code", ""))) or "-")
+        case = case or next((questions[w] for m in example.messages if (w := _words(m.content)) in questions), None)
+        if case:
+            found.append(f"{name} is case {case} of suite {suite.name}")
+    if found:
+        raise problems(
+            found, "evaluation cases stand in the training data", str(data), "take these rows out of one of the two"
+        )
+
+
+def _words(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _write(folder: Path, rows: Split, record: dict[str, Any]) -> None:
+    for name, examples in (("train", rows.train), ("valid", rows.valid)):
+        write_jsonl(folder / f"{name}.jsonl", [_row(example) for example in examples])
+    write_json(folder / "manifest.json", {**provenance("prepare"), **record})
+
+
+def _row(example: Example) -> dict[str, Any]:
+    row: dict[str, Any] = {"messages": [message.as_dict() for message in example.messages]}
+    return {**row, "group": example.group} if example.group else row
