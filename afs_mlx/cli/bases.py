@@ -9,7 +9,7 @@ from afs_mlx.cli.render.console import emit_json, err, out, size, step
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Chip, memory, versions, bases on disk, what works here and what to install."""
+    """Show what works on this machine and what to install."""
     from afs_mlx.pipelines.diagnose import diagnose
 
     report = diagnose()
@@ -43,7 +43,10 @@ def pull(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch a base: the one command that downloads. Continues where it stopped."""
+    """Fetch a base; the one command that downloads.
+
+    The size is shown first. What is there already is kept, what is half there is continued.
+    """
     from afs_mlx.cli.render.progress import bytes_progress
     from afs_mlx.core.errors import UsageError, closest
     from afs_mlx.core.paths import Workspace

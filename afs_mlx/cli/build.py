@@ -23,7 +23,10 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Fuse and export also when the gate says no.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Data, train, evaluate before and after, gate, fuse, export: everything for one expert."""
+    """Do everything for one expert, data to GGUF.
+
+    Prepares the data, scores the base, trains, scores again, holds the result against the gate, fuses and exports.
+    """
     from afs_mlx.cli import bases
     from afs_mlx.cli.recipes import data_path, recipe_for, suite_path, trainable
     from afs_mlx.cli.render.build import BuildView, report
@@ -59,7 +62,8 @@ def build(
                 suite=suite_path(version, workspace),
                 base=found.id,
                 threshold=version.threshold,
-                file_type="q8_0",
+                # Eight bits cost a small model visibly; a large one is too large in sixteen.
+                file_type="f16" if found.demo else "q8_0",
                 catalog=catalog,
                 workspace=workspace,
                 force=force,

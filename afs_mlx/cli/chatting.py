@@ -26,7 +26,10 @@ def chat(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Makes sampled answers repeatable.")] = None,
 ) -> None:
-    """Talk to an expert. Piped input is read as the question, or appended to PROMPT."""
+    """Talk to an expert.
+
+    Without PROMPT a conversation starts; piped input is read as the question, or appended to PROMPT.
+    """
     from afs_mlx.cli.chat.repl import converse
     from afs_mlx.cli.chat.view import ChatView, answer
     from afs_mlx.core.paths import Workspace

@@ -24,7 +24,10 @@ def convert(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn a PEFT LoRA adapter into an MLX one, checked against its base."""
+    """Turn a PEFT adapter into an MLX one.
+
+    Every problem of the adapter is listed, and nothing is written, unless it fits its base.
+    """
     from afs_mlx.core.paths import Workspace
     from afs_mlx.experts.catalog import Catalog
     from afs_mlx.pipelines.convert import ConvertConfig

@@ -21,7 +21,10 @@ def evaluate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a suite and score the answers: a number in [0, 1], how many cases, a 95 % interval."""
+    """Score an expert, a run or a model on a suite.
+
+    The score is a share in [0, 1] with the number of cases and a 95 % interval.
+    """
     from afs_mlx.cli.evaluation_target import resolve
     from afs_mlx.cli.render.progress import count_progress
     from afs_mlx.core.paths import Workspace

@@ -18,6 +18,7 @@ def resolve(
     target: str, suite: str, base: str, run: str, without_adapter: bool, catalog: Catalog, workspace: Workspace
 ) -> "tuple[EvaluateConfig, list[str]]":
     """The evaluation to run and what to tell the person first."""
+    from afs_mlx.engine.adapters.lineage import fit_notice
     from afs_mlx.engine.bases.location import choose_base, is_model_folder
     from afs_mlx.pipelines.evaluate import EvaluateConfig
 
@@ -45,6 +46,8 @@ def resolve(
                 notices.append(
                     f"{chosen.label} has no adapter for {chosen_base.id}: the bare base is asked under its prompt"
                 )
+    if found and (variant := fit_notice(chosen_base, found.path)):
+        notices.append(variant)
     if chosen_base.notice:
         notices.insert(0, chosen_base.notice)
     expert_name = chosen.name if chosen else folder.resolve().name

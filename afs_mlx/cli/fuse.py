@@ -13,7 +13,10 @@ Target = Annotated[
 
 
 def fuse(target: Target, base: BaseName = "auto", run: RunName = "", as_json: AsJson = False) -> None:
-    """Add an adapter to its base in float32 and write a complete model folder."""
+    """Add an adapter to its base, as one model folder.
+
+    Added in float32 and stored in the base's own precision; mlx-lm and transformers load the folder as it is.
+    """
     from afs_mlx.cli.targets import run_for
     from afs_mlx.core.paths import Workspace
     from afs_mlx.experts.catalog import Catalog

@@ -22,7 +22,10 @@ def train(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train an expert's adapter. Ctrl-C finishes the step and saves what has been learnt."""
+    """Train an expert's adapter.
+
+    Ctrl-C finishes the step and saves what has been learnt; a second one stops at once.
+    """
     from afs_mlx.cli.recipes import data_path, recipe_for, suite_path, trainable
     from afs_mlx.cli.render.progress import TrainingView
     from afs_mlx.core.paths import Workspace

@@ -141,6 +141,7 @@ class ChatSession:
 
     def _load(self) -> None:
         from afs_mlx.engine.adapters.attaching import load_with_adapter
+        from afs_mlx.engine.adapters.lineage import fit_notice
         from afs_mlx.engine.inference.generation import Generator
 
         expert = self.expert
@@ -149,12 +150,15 @@ class ChatSession:
         base, selection = self._chosen_parts(expert)
         key = (str(base.folder), str(selection.run.path) if selection else "")
         if key != self._loaded:
+            variant = fit_notice(base, selection.run.path) if selection else ""
             # Free the old model before the new one is read: two do not fit.
             self._generator = self._loaded = None
             self._generator = Generator(load_with_adapter(base.folder, selection.run.path if selection else None))
             self._loaded = key
             self.demo = base.demo
-            notices = tuple(text for text in (base.notice, _without_adapter(expert, base.id, selection)) if text)
+            notices = tuple(
+                text for text in (base.notice, variant, _without_adapter(expert, base.id, selection)) if text
+            )
             adapter = f"{selection.run.name} ({selection.reason})" if selection else ""
             self._on_event(ExpertReady(expert.label, base.id, base.demo, adapter, notices))
 

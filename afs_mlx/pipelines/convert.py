@@ -40,6 +40,8 @@ class ConvertResult:
 
 def convert(config: ConvertConfig) -> ConvertResult:
     """Convert and register. Raises AfsError that lists every problem of the adapter, before any weight reaches mlx."""
+    from afs_mlx.engine.adapters.format import AdapterBase
+    from afs_mlx.engine.adapters.linears import base_identity
     from afs_mlx.engine.adapters.peft import convert_peft
     from afs_mlx.engine.bases.location import choose_base
 
@@ -70,7 +72,10 @@ def convert(config: ConvertConfig) -> ConvertResult:
     # Convert first: a refused adapter leaves no folder behind.
     if target.exists():
         raise AfsError("the folder exists already", str(target), "name another with --out")
-    report = convert_peft(config.peft_folder, base.folder, target)
+    recorded = AdapterBase(
+        id=base.id, lineage=base.id, sha256=base.identity["weights_sha256"], shapes=base_identity(base.folder)
+    )
+    report = convert_peft(config.peft_folder, base.folder, target, base=recorded, expert=name)
     write_json(target / "run.json", {**record, "status": "imported", "finished_at": now()})
     return ConvertResult(
         path=target,

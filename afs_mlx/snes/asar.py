@@ -126,10 +126,11 @@ def _code(folder: Path, org: int) -> bytes | None:
         end = _END_ADDRESS.search((folder / "out.sym").read_text(encoding="ascii", errors="replace"))
         if end is None:
             return None
-        size = (int(end[1], 16) << 16 | int(end[2], 16)) - org
+        # Behind the last byte of bank $FF the label is at 0.
+        size = ((int(end[1], 16) << 16 | int(end[2], 16)) - org) & 0xFFFFFF
         with (folder / "out.sfc").open("rb") as image:
             image.seek((org & 0x7F0000) >> 1 | org & 0x7FFF)
-            code = image.read(size) if 0 <= size <= 0x8000 else b""
+            code = image.read(size) if size <= 0x8000 else b""
     except OSError:
         return None
     return code if len(code) == size else None

@@ -3,8 +3,8 @@
 Asar has no sandbox: incbin and incsrc read any path, `!x = inc` with `!{x}bin` walks around a deny list, macros and
 loops burn time. So a line here is labels, then one known instruction or db/dw/dl/dd with numbers and labels; the
 canonical form is built anew from the parts understood. It also refuses what Asar takes in silence and means otherwise
-(numbers it cuts off, `rep $30`, `lda ($12),x`, a number as a branch target). Labels are not evaluated: one that does not
-fit its operand is not seen.
+(numbers it cuts off, `rep $30`, `lda ($12),x`, a number as a branch target). Labels are not evaluated: one that does
+not fit its operand is not seen.
 """
 
 import re
@@ -57,18 +57,15 @@ _SUFFIX_BYTES = {"b": 1, "w": 2, "l": 3}
 _LONG = _words("adc and cmp eor lda ora sbc sta jml jsl")
 _ONE_BYTE_IMMEDIATE = _words("brk cop rep sep wdm")
 
-# Names that are a command or register to Asar; none may be a label.
-_RESERVED = (
-    _words(
-        "a x y s org base arch lorom hirom exlorom exhirom sa1rom fullsa1rom sfxrom norom header pushpc pullpc "
-        "pushbase pullbase pushns pullns namespace incbin incsrc incdir include includeonce includefrom fill fillbyte "
-        "fillword filllong filldword pad padbyte padword padlong paddword table cleartable if elseif else endif while "
-        "endwhile for endfor macro endmacro print error assert warn warnings warnpc skip freecode freedata freespace "
-        "freespacebyte prot autoclean autoclear bank bankcross check math optimize global struct endstruct undef reset "
-        "xkas asar function double float expecttitle equ"
-    )
-    | SHAPES.keys()
-    | DATA_BYTES.keys()
+# No label has the name of an instruction or register, or of what reads files.
+_RESERVED = _words("a x y s incbin incsrc incdir include") | SHAPES.keys() | DATA_BYTES.keys()
+# Fine before a colon (`table:`, `reset:`), but `table = 3` might be a directive with an operand.
+_DIRECTIVES = _words(
+    "org base arch lorom hirom exlorom exhirom sa1rom fullsa1rom sfxrom norom header pushpc pullpc pushbase pullbase "
+    "pushns pullns namespace includeonce includefrom fill fillbyte fillword filllong filldword pad padbyte padword "
+    "padlong paddword table cleartable if elseif else endif while endwhile for endfor macro endmacro print error "
+    "assert warn warnings warnpc skip freecode freedata freespace freespacebyte prot autoclean autoclear bank "
+    "bankcross check math optimize global struct endstruct undef reset xkas asar function double float expecttitle"
 )
 _HINTS = {
     "bge": "write bcs",
@@ -282,6 +279,8 @@ class _Reader:
         if not re.fullmatch(_NAME, name):
             raise _RefusedError(f"{name!r} is not a name")
         _free_name(name)
+        if name.lower() in _DIRECTIVES:
+            raise _RefusedError(f"{name!r} is not a name for a value; Asar has a directive of that name")
         return f"{name} = {self._expression(value.strip(' ')).text}"
 
     def _org(self, operand: str) -> str:
@@ -426,7 +425,7 @@ def _shape_of(operand: str) -> tuple[str, tuple[str, ...]]:
 
 def _free_name(name: str) -> None:
     if name.lower() in _RESERVED:
-        raise _RefusedError(f"{name!r} is an instruction, directive or register, not a name for a label")
+        raise _RefusedError(f"{name!r} is an instruction, a register or a directive, not a name for a label")
     if name.lower().startswith("afs_"):
         raise _RefusedError(f"{name!r}: names that start with afs_ are taken")
 

@@ -1,4 +1,4 @@
-"""Modelfiles and the ChatML template, held against what Ollama's parser and Go's templates made of them (golden.json)."""
+"""Modelfiles and the ChatML template, held against Ollama's parser and Go's templates (golden.json)."""
 
 import hashlib
 import json

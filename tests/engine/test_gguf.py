@@ -6,7 +6,7 @@ import resource
 import tracemalloc
 import unicodedata
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,8 @@ def llama_cpp(path: Path) -> Post:
     # Its cache is f16 otherwise, and hides how exact the file is.
     parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    # On a Mac, too: its GPU multiplies float32 in half precision.
+    parameters.n_gpu_layers, parameters.no_op_offload, parameters.no_kv_offload = 0, True, True
     parameters.warmup, parameters.use_jinja, parameters.verbosity = False, True, -1
     server = xllamacpp.Server(parameters)
 
@@ -176,6 +178,15 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     value = json.loads(path.read_text(encoding="utf-8"))
     change(value)
     path.write_text(json.dumps(value), encoding="utf-8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cpu() -> Iterator[None]:
+    """The same arithmetic on both sides, on every machine."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
 
 
 @pytest.fixture(scope="module")

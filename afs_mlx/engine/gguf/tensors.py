@@ -100,9 +100,11 @@ def encode(planned: Planned, shape: ModelShape, found: list[str]) -> Array:
     for start in range(0, rows, step):
         chosen: Rows = slice(start, start + step) if planned.order is None else planned.order[start : start + step]
         numbers = planned.source.floats(chosen)
-        finite = np.isfinite(numbers)
-        unfit += numbers.size - int(np.count_nonzero(finite))
-        largest = max(largest, float(np.abs(numbers, where=finite, out=np.zeros_like(numbers)).max()))
+        top = float(max(numbers.max(), -numbers.min()))  # NaN when there is one: then it is counted, which is slower
+        if math.isfinite(top):
+            largest = max(largest, top)
+        else:
+            unfit += int(np.count_nonzero(~np.isfinite(numbers)))
         with np.errstate(all="ignore"):  # what does not fit is reported below
             flat[start : start + step] = quantize(numbers, planned.type).view(np.uint8).reshape(-1, bytes_per_row)
     if unfit:

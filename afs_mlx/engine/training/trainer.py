@@ -240,11 +240,19 @@ def _checkpointed(model: nn.Module) -> Iterator[None]:
     """Recompute each block in the backward pass; the block class gets its own call back afterwards."""
     block = type(model.layers[0])
     original: Any = block.__call__
+    random: list[Any] = mx.random.state
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        before = random[0]
+
         def inner(parameters: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             self.update(parameters)
-            return original(self, *args, **kwargs)
+            # The second time, draw the dropout of the first again: a gradient through another mask is wrong.
+            later, random[0] = random[0], before
+            output = original(self, *args, **kwargs)
+            if later is not before:
+                random[0] = later
+            return output
 
         return mx.checkpoint(inner)(self.trainable_parameters(), *args, **kwargs)
 

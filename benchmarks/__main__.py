@@ -1,0 +1,7 @@
+"""`make bench`: every benchmark in turn."""
+
+from benchmarks import startup, training
+
+if __name__ == "__main__":
+    startup.main()
+    training.main()
