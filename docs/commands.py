@@ -19,8 +19,8 @@ HEAD = """# Commands
 Made by `python docs/commands.py` from the command line itself; do not edit.
 
 Exit codes: 0 ok, 1 error, 2 usage, 3 a model or data is not on this machine, 4 refused by policy or gate,
-130 interrupted. Answers go to stdout, notices and progress to stderr. With `--json` a command prints one JSON object with
-`schema_version`.
+130 interrupted. Answers go to stdout, notices and progress to stderr. With `--json` a command prints one JSON object
+with `schema_version`.
 
 `AFS_MLX_HOME` moves the workspace; without it the current folder is used when it holds one (adapters/, fused/ or
 experts.toml), else the XDG data folder.

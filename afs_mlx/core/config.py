@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,7 +18,7 @@ class StrictModel(BaseModel):
 def load_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; a syntax error names its line."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise AfsError("the file does not exist", str(path), "check the path") from error
     except UnicodeDecodeError as error:
@@ -81,7 +81,20 @@ def _toml_value(text: str) -> Any:
 def _problem(model: type[BaseModel], location: tuple[int | str, ...], kind: str, message: str) -> str:
     key = ".".join(map(str, location)) or "(top)"
     if kind == "extra_forbidden":
-        known = sorted(model.model_fields) if len(location) == 1 else []
-        hint = f"; {closest(str(location[-1]), known)}" if known else ""
-        return f"{key}: there is no such key{hint}"
+        known = sorted(_table_at(model, location[:-1]).model_fields)
+        return f"{key}: there is no such key; {closest(str(location[-1]), known)}"
     return f"{key}: {message}"
+
+
+def _table_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model at a place inside `model`; keys of dictionaries and indices of lists are passed over."""
+    for part in location:
+        if field := model.model_fields.get(str(part)):
+            model = _model_in(field.annotation) or model
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _model_in(inner))), None)

@@ -55,8 +55,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
@@ -82,7 +81,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise AfsError(f"{what} is missing", str(path), "check the path") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of thousands of digits, too deep
         raise AfsError(f"{what} is not valid JSON: {error}", str(path), "mend or remake the file") from error
     except OSError as error:
         raise AfsError(
@@ -94,7 +93,9 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a new folder beside `path` and swap it in whole; one that was there stays until then."""
+    """Fill a new folder beside `path`, sync it and swap it in whole; one that was there stays until then."""
+    if path.exists() and not path.is_dir():
+        raise AfsError("a file stands where a folder is to be written", str(path), "move it, or name another folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -103,17 +104,25 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     old = temporary.with_name(temporary.name + ".old")
     try:
         fill(temporary)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
         temporary.chmod(0o755)
         if path.exists():
             path.replace(old)
         temporary.replace(path)
     except OSError as error:
-        if old.exists() and not path.exists():
-            old.replace(path)
         raise disk_error(error, path) from error
     finally:
+        if old.exists() and not path.exists():  # also when interrupted between the two renames
+            old.replace(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def folder_size_bytes(path: Path) -> int:

@@ -8,7 +8,7 @@ from afs_mlx.core.errors import closest
 from afs_mlx.core.jsonl import read_jsonl
 from afs_mlx.schema.example import Example
 from afs_mlx.schema.message import Message
-from afs_mlx.schema.optimisation import OptimisationPair
+from afs_mlx.schema.optimisation import OptimisationPair, skeleton
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -22,7 +22,8 @@ def example_of(row: dict[str, Any]) -> Example:
         if keys <= row.keys():
             return read(row)
     wanted = ["messages", "prompt", "completion", "instruction", "output"]
-    near = "; ".join(f"{key!r}: {closest(key, wanted)}" for key in row if key not in wanted) or "the row is empty"
+    near = "; ".join(f"{key!r}: {closest(key, wanted)}" for key in row if key not in wanted)
+    near = near or (f"the row has only {', '.join(map(repr, row))}" if row else "the row is empty")
     raise ValueError(
         f"no known shape: expected `messages`, `prompt` + `completion`, or `instruction` + `output` ({near[:200]})"
     )
@@ -50,7 +51,9 @@ def _instruction(row: dict[str, Any]) -> Example:
 def _optimisation(row: dict[str, Any]) -> Example:
     pair = OptimisationPair.model_validate(row)
     messages = (Message(role="user", content=pair.question()), Message(role="assistant", content=pair.answer()))
-    return Example(messages=messages, group=pair.id, metadata={"id": pair.id, "family": pair.family, "code": pair.code})
+    facts = {"id": pair.id, "family": pair.family, "code": pair.code}
+    # Rows with the same answer but for its addresses stay on one side of a split.
+    return Example(messages=messages, group=skeleton(pair.better), metadata=facts)
 
 
 def _pair(question: str, answer: str, row: dict[str, Any], *keys: str) -> Example:
@@ -69,7 +72,7 @@ def _text(row: dict[str, Any], key: str) -> str:
 
 def _group(row: dict[str, Any]) -> str:
     """Paraphrases of one parent must not be split; files name the parent in one of these keys."""
-    return next((str(row[key]) for key in ("group", "parent", "parent_id") if row.get(key)), "")
+    return next((str(row[key]) for key in ("group", "parent", "parent_id") if row.get(key) not in (None, "")), "")
 
 
 def _rest(row: dict[str, Any], *used: str) -> dict[str, Any]:

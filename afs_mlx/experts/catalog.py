@@ -61,6 +61,8 @@ class Catalog:
         ]
         experts: dict[str, Expert] = {}
         for name, table in tables.items():
+            if not isinstance(table, dict):
+                continue
             try:
                 experts[name] = validate(Expert, table, name)
             except AfsError as error:
@@ -94,7 +96,7 @@ class Catalog:
         for folder in self._prompt_folders:
             path = folder / f"{name}.md"
             if path.is_file():
-                return path.read_text(encoding="utf-8").strip()
+                return _text(path)
         raise AfsError(
             f"the prompt {name!r} does not exist",
             " or ".join(str(folder / f"{name}.md") for folder in self._prompt_folders),
@@ -109,6 +111,17 @@ class Catalog:
     def base_named(self, name: str) -> Base | None:
         """The base that an id, repository or alias means; None for a stranger."""
         return self.bases.get(self.lineages.get(name.lower(), ""))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise AfsError(
+            f"not UTF-8: {error.reason} at byte {error.start}", str(path), "save the file as UTF-8"
+        ) from error
+    except OSError as error:
+        raise AfsError(f"cannot read: {error.strerror}", str(path), "check the file's rights") from error
 
 
 def _bases() -> dict[str, dict[str, object]]:

@@ -1,5 +1,6 @@
 """One run: adapters/<expert>/<run>/ with run.json, metrics.jsonl and an adapter that mlx-lm loads as it is."""
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ class Run:
     @property
     def base(self) -> str:
         """The catalog id (or folder) of the base that the adapter belongs to."""
-        return str(self.record.get("base", {}).get("id", ""))
+        base = self.record.get("base")
+        return str(base.get("id", "")) if isinstance(base, dict) else ""
 
     @property
     def status(self) -> str:
@@ -73,11 +75,14 @@ def create(folder: Path, record: dict[str, Any]) -> Path:
 
 
 def runs_of(workspace: Workspace, expert: str) -> list[Run]:
-    """Every readable run of an expert, oldest first."""
+    """Every readable run of an expert, oldest first; one broken run.json must not keep the others from answering."""
     folder = workspace.adapters / expert
     if not folder.is_dir():
         return []
-    found = [Run.read(path) for path in folder.iterdir() if (path / "run.json").is_file()]
+    found: list[Run] = []
+    for path in folder.iterdir():
+        with contextlib.suppress(AfsError):
+            found.append(Run.read(path))
     return sorted(found, key=lambda run: (str(run.record.get("started_at", "")), run.name))
 
 

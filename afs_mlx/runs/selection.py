@@ -60,6 +60,6 @@ def _passed_score(workspace: Workspace, expert: str, run: Run) -> float | None:
     """The lowest score over the suites the run was evaluated on; None unless it passed each."""
     files = sorted(results_folder(workspace, expert, run.name).glob("*.json"))
     results = [read_json(path, "an evaluation result") for path in files]
-    if not results or not all(result.get("gate", {}).get("passed") for result in results):
+    if not results or not all((result.get("gate") or {}).get("passed") for result in results):
         return None
     return min(float(result["score"]["value"]) for result in results)

@@ -50,7 +50,7 @@ class Expert(StrictModel):
 
     title: str = Field(description="what it does, for lists")
     prompt: str = Field(
-        default="", description="prompts/<prompt>.md, or a path in the workspace; empty means no system text"
+        default="", description="prompts/<prompt>.md, the workspace's own first; empty means no system text"
     )
     keywords: tuple[str, ...] = Field(default=(), description="what the keyword router looks for")
     sampling: Sampling = Sampling()

@@ -1,5 +1,6 @@
 """An optimisation task: a routine, what its surroundings assume, and a cheaper routine that does the same."""
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -18,7 +19,7 @@ class EntryState(StrictModel):
     d: int | None = Field(default=None, ge=0, le=0xFFFF)
     dbr: int | None = Field(default=None, ge=0, le=0xFF)
     a: int | None = Field(default=None, ge=0, le=0xFFFF)
-    xr: int | None = Field(default=None, ge=0, le=0xFFFF, description="the X register")
+    x_value: int | None = Field(default=None, ge=0, le=0xFFFF, description="the X register; `x` is its width")
     y: int | None = Field(default=None, ge=0, le=0xFFFF)
     c: Literal[0, 1] | None = None
     decimal: Literal[0, 1] = 0
@@ -50,6 +51,8 @@ class OptimisationPair(StrictModel):
 
     @model_validator(mode="after")
     def _is_a_change(self) -> Self:
+        if not normalised(self.code) or not normalised(self.better):
+            raise ValueError("code and better must hold at least one instruction each")
         if normalised(self.code) == normalised(self.better):
             raise ValueError("code and better are the same routine")
         return self
@@ -71,3 +74,9 @@ def normalised(code: str) -> str:
     """Assembly without comments, case and spacing, to tell whether two routines are the same text."""
     lines = (line.split(";")[0].split() for line in code.lower().splitlines())
     return "\n".join(" ".join(words) for words in lines if words)
+
+
+def skeleton(code: str) -> str:
+    """`normalised` without its numbers and size suffixes: what two routines share that differ in addresses alone."""
+    without_numbers = re.sub(r"\$[0-9a-f]+|%[01]+|\b[0-9]+\b", "n", normalised(code))
+    return re.sub(r"\b([a-z]{3})\.[bwl]\b", r"\1", without_numbers)
