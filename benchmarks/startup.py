@@ -20,9 +20,7 @@ def main() -> None:
     pairs = [(seconds(OURS), seconds(PEER)) for _ in range(RUNS)]
     ours, peer = (statistics.median(side) for side in zip(*pairs, strict=True))
     ratio = statistics.median(b / a for a, b in pairs)
-    print(
-        f"startup: afs-mlx --help {ours:.2f} s, mlx_lm lora --help {peer:.2f} s, ratio {ratio:.1f} (median of {RUNS} pairs)"
-    )
+    print(f"startup: afs-mlx --help {ours:.2f} s, mlx_lm lora --help {peer:.2f} s, ratio {ratio:.1f}, median of {RUNS}")
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb+") as file:
+    with path.open("rb") as file:  # a copied file may be read-only
         os.fsync(file.fileno())
 
 

@@ -40,7 +40,7 @@ def read_jsonl[Row](path: Path, parse: Callable[[dict[str, Any]], Row]) -> list[
         except UnicodeDecodeError as error:
             found.append(f"line {number}: not UTF-8: {error.reason} at byte {error.start}")
         except UnicodeEncodeError as error:
-            found.append(f"line {number}: {ascii(error.object[error.start])} is half a character")
+            found.append(f"line {number}: {error.object[error.start]!a} is half a character")
         except RecursionError:
             found.append(f"line {number}: nested too deeply")
         except ValueError as error:

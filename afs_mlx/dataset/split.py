@@ -17,9 +17,10 @@ class Split:
 
 
 def split(examples: list[Example], valid_share: float, seed: int, where: str) -> Split:
-    """Put whole groups on one side by a seeded hash of the group, so that adding rows moves no other row.
+    """Put a whole group on one side by its own seeded hash alone, so that adding rows moves no other row.
 
-    At least one group lands on each side. Raises AfsError when there are fewer than two groups.
+    `valid_share` is therefore met on average, not exactly. At least one group lands on each side: where chance leaves
+    a side of a small set empty, the nearest group goes there. Raises AfsError when there are fewer than two groups.
     """
     unique = _without_duplicates(examples)
     groups: dict[str, list[Example]] = {}
@@ -29,9 +30,10 @@ def split(examples: list[Example], valid_share: float, seed: int, where: str) ->
         raise AfsError(
             "one row, or one group of rows, cannot be split", where, "add rows, or bring valid.jsonl in a folder"
         )
-    ranked = sorted(groups, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest())
-    wanted = min(len(groups) - 1, max(1, round(valid_share * len(groups))))
-    held_out = set(ranked[:wanted])
+    places = {name: _place(seed, name) for name in groups}
+    held_out = {name for name, place in places.items() if place < valid_share} or {min(places, key=places.__getitem__)}
+    if len(held_out) == len(groups):
+        held_out.remove(max(places, key=places.__getitem__))
     return Split(
         train=[e for name, rows in groups.items() if name not in held_out for e in rows],
         valid=[e for name, rows in groups.items() if name in held_out for e in rows],
@@ -40,16 +42,27 @@ def split(examples: list[Example], valid_share: float, seed: int, where: str) ->
 
 
 def refuse_overlap(train: list[Example], valid: list[Example], where: str) -> None:
-    """Raise AfsError when a validation conversation also stands in the training rows."""
+    """Raise AfsError when a validation conversation, or another row of its group, stands in the training rows."""
     known = {_fingerprint(example) for example in train}
-    shared = [number for number, example in enumerate(valid, start=1) if _fingerprint(example) in known]
+    groups = {example.group for example in train} - {""}
+    shared = [
+        number
+        for number, example in enumerate(valid, start=1)
+        if _fingerprint(example) in known or example.group in groups
+    ]
     if shared:
         shown = ", ".join(map(str, shared[:10]))
         raise AfsError(
-            f"{len(shared)} of {len(valid)} validation rows are training rows too (rows {shown})",
+            f"{len(shared)} of {len(valid)} validation rows are training rows too, or of one group with some "
+            f"(rows {shown})",
             where,
             "take them out of one of the two files; a validation loss over them would mean nothing",
         )
+
+
+def _place(seed: int, group: str) -> float:
+    """Where in [0, 1) a group falls."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:8]) / 2**64
 
 
 def _without_duplicates(examples: list[Example]) -> list[Example]:

@@ -6,14 +6,15 @@ from afs_mlx.evaluation.suites import Suite
 from afs_mlx.schema.case import CaseResult
 from afs_mlx.schema.score import Score
 
-type Ask = Callable[[Sequence[str], int], Iterator[tuple[int, str]]]
-"""Questions and the longest answer in tokens → (index, answer), in any order."""
+type Ask = Callable[[Sequence[str], int, Callable[[str], bool]], Iterator[tuple[int, str]]]
+"""Questions, the longest answer in tokens, and whether an answer so far is enough → (index, answer), in any order."""
 
 
 def run_suite(suite: Suite, ask: Ask, on_case: Callable[[CaseResult, int, int], None]) -> list[CaseResult]:
     """Every case's result in the suite's order; `on_case(result, done, total)` after each answer."""
     results: dict[int, CaseResult] = {}
-    for index, answer in ask([case.question for case in suite.cases], suite.header.max_tokens):
+    questions = [case.question for case in suite.cases]
+    for index, answer in ask(questions, suite.header.max_tokens, suite.scorer.enough):
         results[index] = suite.scorer.score(suite.cases[index], answer)
         on_case(results[index], len(results), len(suite.cases))
     missing = [case.id for index, case in enumerate(suite.cases) if index not in results]

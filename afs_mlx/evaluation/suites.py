@@ -31,9 +31,11 @@ class Scorer:
 
     case_of: Callable[[dict[str, Any]], Case]
     score: Callable[[Case, str], CaseResult]
+    enough: Callable[[str], bool]
+    """Whether nothing that follows could change the verdict, so that generating may end."""
 
 
-SCORERS = {"optimisation": Scorer(optimisation.case_of, optimisation.score)}
+SCORERS = {"optimisation": Scorer(optimisation.case_of, optimisation.score, optimisation.enough)}
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class ChatSession:
         self._config = config
         self._on_event = on_event
         self._generator: Generator | None = None
-        self._loaded: tuple[str, str] | None = None
+        self._ready: tuple[str, str, str] | None = None  # expert, base folder, adapter folder
         self.messages: list[Message] = []
         self.expert: ChosenExpert | None = None if config.expert == AUTO else config.catalog.choose(config.expert)
         self.automatic = config.expert == AUTO
@@ -93,9 +93,9 @@ class ChatSession:
 
     def switch(self, name: str) -> None:
         """Continue with another expert, or with `auto`; what was said stays."""
-        self.automatic = name == AUTO
-        if not self.automatic:
+        if name != AUTO:
             self.expert = self._config.catalog.choose(name)
+        self.automatic = name == AUTO
 
     def clear(self) -> None:
         """Forget what was said."""
@@ -148,19 +148,20 @@ class ChatSession:
         if expert is None:
             raise RuntimeError("no expert is chosen")
         base, selection = self._chosen_parts(expert)
-        key = (str(base.folder), str(selection.run.path) if selection else "")
-        if key != self._loaded:
-            variant = fit_notice(base, selection.run.path) if selection else ""
+        ready = (expert.label, str(base.folder), str(selection.run.path) if selection else "")
+        if ready == self._ready:
+            return
+        variant = fit_notice(base, selection.run.path) if selection else ""
+        # Two experts on the same weights share them; what is to be said of each differs.
+        if self._ready is None or ready[1:] != self._ready[1:]:
             # Free the old model before the new one is read: two do not fit.
-            self._generator = self._loaded = None
+            self._generator = self._ready = None
             self._generator = Generator(load_with_adapter(base.folder, selection.run.path if selection else None))
-            self._loaded = key
-            self.demo = base.demo
-            notices = tuple(
-                text for text in (base.notice, variant, _without_adapter(expert, base.id, selection)) if text
-            )
-            adapter = f"{selection.run.name} ({selection.reason})" if selection else ""
-            self._on_event(ExpertReady(expert.label, base.id, base.demo, adapter, notices))
+        self._ready = ready
+        self.demo = base.demo
+        notices = tuple(text for text in (base.notice, variant, _without_adapter(expert, base.id, selection)) if text)
+        adapter = f"{selection.run.name} ({selection.reason})" if selection else ""
+        self._on_event(ExpertReady(expert.label, base.id, base.demo, adapter, notices))
 
     def _chosen_parts(self, expert: ChosenExpert) -> "tuple[BaseFolder, Selection | None]":
         """The base, and the adapter that fits it: a named or pinned run brings its own base with it."""
@@ -168,7 +169,9 @@ class ChatSession:
 
         config = self._config
         own = expert.version.base if expert.version else DEFAULT_BASE
-        wanted, explicit, pinned = config.base, config.run, expert.expert.pinned
+        # A run is named for the expert that the conversation began with.
+        explicit = config.run if expert.name == config.expert.partition("@")[0] else ""
+        wanted, pinned = config.base, expert.expert.pinned
         if wanted == AUTO and (explicit or pinned):
             wanted = find_run(config.workspace, expert.name, explicit or pinned).base
         base = choose_base(wanted, own, config.catalog.bases)

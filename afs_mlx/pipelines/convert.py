@@ -1,5 +1,6 @@
 """A PEFT adapter in, an MLX adapter out: checked, placed among the expert's runs, ready to answer."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class ConvertResult:
 
 def convert(config: ConvertConfig) -> ConvertResult:
     """Convert and register. Raises AfsError that lists every problem of the adapter, before any weight reaches mlx."""
+    from safetensors import SafetensorError
+
     from afs_mlx.engine.adapters.format import AdapterBase
     from afs_mlx.engine.adapters.linears import base_identity
     from afs_mlx.engine.adapters.peft import convert_peft
@@ -69,14 +72,21 @@ def convert(config: ConvertConfig) -> ConvertResult:
         "system": chosen.system if chosen else "",
         "inputs": [input_file(path) for path in sorted(config.peft_folder.glob("adapter_*")) if path.is_file()],
     }
-    # Convert first: a refused adapter leaves no folder behind.
+    # Convert first: an adapter that is refused or cannot be written leaves no folder behind.
     if target.exists():
         raise AfsError("the folder exists already", str(target), "name another with --out")
     recorded = AdapterBase(
         id=base.id, lineage=base.id, sha256=base.identity["weights_sha256"], shapes=base_identity(base.folder)
     )
-    report = convert_peft(config.peft_folder, base.folder, target, base=recorded, expert=name)
-    write_json(target / "run.json", {**record, "status": "imported", "finished_at": now()})
+    try:
+        report = convert_peft(config.peft_folder, base.folder, target, base=recorded, expert=name)
+        write_json(target / "run.json", {**record, "status": "imported", "finished_at": now()})
+    except BaseException as error:
+        shutil.rmtree(target, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # how safetensors reports a full disk
+            what = f"the adapter could not be written: {error}"
+            raise AfsError(what, str(target), "check the free disk space") from error
+        raise
     return ConvertResult(
         path=target,
         base=base.id,

@@ -60,15 +60,16 @@ class EvaluateResult:
 def evaluate(config: EvaluateConfig, on_event: Callable[[CaseDone], None]) -> EvaluateResult:
     """Answer greedily, score, write the result file whole. Raises AfsError for a bad suite, base or adapter."""
     suite = load_suite(config.suite)
-    before = _score_in(config.before, suite.name) if config.before else None
+    inputs = [input_file(path) for path in suite.files]
+    before = _score_in(config.before, inputs) if config.before else None
     from afs_mlx.engine.adapters.attaching import load_with_adapter
     from afs_mlx.engine.inference.generation import Generator
 
     generator = Generator(load_with_adapter(config.model_folder, config.adapter))
     opening = opening_turns(config.system, config.shots)
 
-    def ask(questions: Sequence[str], max_tokens: int) -> Iterator[tuple[int, str]]:
-        return generator.answers([[*opening, Message(role="user", content=q)] for q in questions], max_tokens)
+    def ask(questions: Sequence[str], max_tokens: int, enough: Callable[[str], bool]) -> Iterator[tuple[int, str]]:
+        return generator.answers([[*opening, Message(role="user", content=q)] for q in questions], max_tokens, enough)
 
     results = run_suite(suite, ask, lambda result, done, total: on_event(CaseDone(result, done, total)))
     score = overall(results)
@@ -79,7 +80,7 @@ def evaluate(config: EvaluateConfig, on_event: Callable[[CaseDone], None]) -> Ev
         **provenance("eval"),
         "suite": suite.name,
         "label": config.label,
-        "inputs": [input_file(path) for path in suite.files],
+        "inputs": inputs,
         "base": config.base,
         "demo": config.demo,
         "adapter": config.adapter.name if config.adapter else "",
@@ -97,7 +98,8 @@ def evaluate(config: EvaluateConfig, on_event: Callable[[CaseDone], None]) -> Ev
     )
 
 
-def _score_in(path: Path, suite: str) -> Score | None:
+def _score_in(path: Path, inputs: list[dict[str, Any]]) -> Score | None:
+    """The score of an earlier result, None when it was unverified or asked of another state of the suite."""
     record = read_json(path, "the earlier result")
     value = record.get("score")
-    return Score.model_validate(value) if value and record.get("suite") == suite else None
+    return Score.model_validate(value) if value and record.get("inputs") == inputs else None

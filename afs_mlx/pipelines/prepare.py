@@ -14,6 +14,7 @@ from afs_mlx.dataset.split import Split, refuse_overlap, split
 from afs_mlx.evaluation.suites import Suite, load_suite
 from afs_mlx.schema.example import Example
 from afs_mlx.schema.optimisation import normalised
+from afs_mlx.snes.code_block import code_blocks
 
 VALID_SHARE = 0.12
 
@@ -49,11 +50,12 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         return _folder(config, suite)
     if not config.data.exists():
         raise MissingError("there is no such data", str(config.data), "check --data, or the key `data` of the version")
-    rows = split(read_examples(config.data), VALID_SHARE, config.seed, str(config.data))
-    _refuse_suite_rows([*rows.train, *rows.valid], suite, config.data)
+    examples = read_examples(config.data)
+    _refuse_suite_rows(examples, suite, config.data)
+    rows = split(examples, VALID_SHARE, config.seed, str(config.data))
     folder = config.workspace.splits / config.data.stem
     record = {
-        "inputs": [input_file(config.data, len(rows.train) + len(rows.valid) + rows.duplicates)],
+        "inputs": [input_file(config.data, len(examples))],
         "suite": suite.name if suite else "",
         "seed": config.seed,
         "valid_share": VALID_SHARE,
@@ -74,7 +76,8 @@ def _folder(config: PrepareConfig, suite: Suite | None) -> PrepareResult:
         )
     train, valid = (read_examples(file) for file in files)
     refuse_overlap(train, valid, str(config.data))
-    _refuse_suite_rows([*train, *valid], suite, config.data)
+    _refuse_suite_rows(train, suite, files[0])
+    _refuse_suite_rows(valid, suite, files[1])
     record = {
         "inputs": [input_file(files[0], len(train)), input_file(files[1], len(valid))],
         "suite": suite.name if suite else "",
@@ -85,7 +88,10 @@ def _folder(config: PrepareConfig, suite: Suite | None) -> PrepareResult:
 
 
 def _refuse_suite_rows(examples: list[Example], suite: Suite | None, data: Path) -> None:
-    """No question of the suite, and no routine of it, may stand in what is trained or validated on."""
+    """No question of the suite, and no routine of it, may stand in what is trained or validated on.
+
+    A routine is found in any row's code blocks, and where it stands unfenced after the instruction.
+    """
     if suite is None:
         return
     questions = {_words(case.question): case.id for case in suite.cases}
@@ -93,14 +99,20 @@ def _refuse_suite_rows(examples: list[Example], suite: Suite | None, data: Path)
     found: list[str] = []
     for number, example in enumerate(examples, start=1):
         name = str(example.metadata.get("id") or f"row {number}")
-        case = routines.get(normalised(str(example.metadata.get("code", ""))) or "-")
-        case = case or next((questions[w] for m in example.messages if (w := _words(m.content)) in questions), None)
+        asked = [message.content for message in example.messages if message.role == "user"]
+        case = next((questions[w] for text in asked if (w := _words(text)) in questions), None)
+        case = case or next((routines[c] for text in asked for c in _routines(text) if c in routines), None)
         if case:
             found.append(f"{name} is case {case} of suite {suite.name}")
     if found:
         raise problems(
             found, "evaluation cases stand in the training data", str(data), "take these rows out of one of the two"
         )
+
+
+def _routines(text: str) -> list[str]:
+    blocks = code_blocks(text, allow_unterminated=True) or [text, text.partition("\n\n")[2]]
+    return [normalised(block) for block in blocks]
 
 
 def _words(text: str) -> str:

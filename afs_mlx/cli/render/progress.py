@@ -1,5 +1,6 @@
 """Progress on stderr: a live line in a terminal, plain lines where there is none."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -34,7 +35,16 @@ def count_progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
     )
     with Progress(*columns, console=err(), transient=True, disable=not err().is_terminal) as progress:
         task = progress.add_task(what, total=None, words="")
-        yield lambda done, total, words: progress.update(task, completed=done, total=total, words=words)
+        printed_s = time.monotonic()
+
+        def count(done: int, total: int, words: str) -> None:
+            nonlocal printed_s
+            progress.update(task, completed=done, total=total, words=words)
+            if not err().is_terminal and time.monotonic() - printed_s >= PLAIN_EVERY_S:
+                printed_s = time.monotonic()
+                err().print(f"{what} {done}/{total}", markup=False)
+
+        yield count
 
 
 class TrainingView:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afs_mlx.core.errors import MissingError, UsageError, closest
+from afs_mlx.core.errors import AfsError, MissingError, UsageError, closest
 from afs_mlx.core.files import folder_size_bytes, read_json, sha256_of, write_json
 from afs_mlx.core.machine import Machine
 from afs_mlx.core.model_folder import missing_files
@@ -57,9 +57,11 @@ def choose_base(wanted: str, own: str, bases: Mapping[str, Base]) -> BaseFolder:
         raise MissingError(
             f"{own} {why}, and neither is the embedded base {EMBEDDED}" if own_folder is None else f"{own} {why}",
             "base",
-            f"afs-mlx pull {EMBEDDED} (93 MB, a small real model), or afs-mlx pull {own}",
+            f"afs-mlx pull {EMBEDDED} (93 MB, a small real model)"
+            + (f", or afs-mlx pull {own}" if own_folder is None else f", or --base {own} to try it all the same"),
         )
-    notice = f"{own} {why}: using the embedded base {EMBEDDED} (demo). The real one: afs-mlx pull {own}"
+    real = f"afs-mlx pull {own}" if own_folder is None else f"--base {own} tries it all the same"
+    notice = f"{own} {why}: using the embedded base {EMBEDDED} (demo). The real one: {real}"
     return BaseFolder(EMBEDDED, embedded, True, notice)
 
 
@@ -149,9 +151,18 @@ def _file_hash(path: Path) -> str:
     stat = target.stat()
     key, stamp = str(target), [stat.st_size, stat.st_mtime_ns]
     cache_file = cache_folder() / "hashes.json"
-    known: dict[str, Any] = read_json(cache_file, "the hash cache") if cache_file.is_file() else {}
-    if known.get(key, {}).get("stamp") != stamp:
+    known = _known_hashes(cache_file)
+    if key not in known or known[key]["stamp"] != stamp:
         known = {name: entry for name, entry in known.items() if Path(name).is_file()}
         known[key] = {"stamp": stamp, "sha256": sha256_of(target)}
         write_json(cache_file, known)
     return str(known[key]["sha256"])
+
+
+def _known_hashes(cache_file: Path) -> dict[str, dict[str, Any]]:
+    """What the cache holds; nothing of a broken one, which is written anew."""
+    try:
+        entries = read_json(cache_file, "the hash cache")
+    except AfsError:
+        return {}
+    return {name: e for name, e in entries.items() if isinstance(e, dict) and e.keys() >= {"stamp", "sha256"}}

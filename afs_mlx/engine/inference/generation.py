@@ -1,19 +1,20 @@
 """One loaded model that answers: streamed for a person, batched for an evaluation."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, stream_generate
 from mlx_lm.sample_utils import make_sampler
+from mlx_lm.tokenizer_utils import NaiveStreamingDetokenizer
 
 from afs_mlx.core.errors import AfsError
 from afs_mlx.engine.bases.loading import LoadedBase
 from afs_mlx.schema.message import Message
 from afs_mlx.schema.sampling import Sampling
 
-BATCH = 16  # answers generated together
+BATCH = 32  # answers generated together
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Generator:
         sampler = make_sampler(temp=sampling.temperature, top_p=sampling.top_p if sampling.top_p < 1 else 0.0)
         began = time.monotonic()
         first_s, count, finish = 0.0, 0, "interrupted"
+        # The one that mlx-lm takes for BPE swallows a space at the beginning: the indentation of assembly code.
+        decoded = NaiveStreamingDetokenizer(self._base.tokenizer)
         held = StopFilter(sampling.stop)
         try:
             for response in stream_generate(
@@ -66,7 +69,11 @@ class Generator:
             ):
                 first_s = first_s or time.monotonic() - began
                 count = response.generation_tokens
-                text = held.feed(response.text)
+                if response.finish_reason != "stop":  # then the token is the end token
+                    decoded.add_token(response.token)
+                if response.finish_reason:
+                    decoded.finalize()
+                text = held.feed(decoded.last_segment)
                 if text:
                     yield text
                 if held.stopped or response.finish_reason:
@@ -79,13 +86,20 @@ class Generator:
             answering_s = max(1e-9, time.monotonic() - began - first_s)
             self.usage = Usage(len(tokens), count, max(0, count - 1) / answering_s, first_s, finish)
 
-    def answers(self, conversations: Sequence[Sequence[Message]], max_tokens: int) -> Iterator[tuple[int, str]]:
-        """Greedy answers to many conversations, several at a time; yields (index, answer) as each is done."""
+    def answers(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_tokens: int,
+        finished: Callable[[str], bool] = lambda _: False,
+    ) -> Iterator[tuple[int, str]]:
+        """Greedy answers to many conversations, several at a time; yields (index, answer) as each is done.
+
+        An answer also ends when `finished` says so of its text so far.
+        """
         generator = BatchGenerator(
             self._base.model,
             stop_tokens=[[token] for token in self._base.tokenizer.eos_token_ids],
             completion_batch_size=BATCH,
-            prefill_batch_size=BATCH,
         )
         try:
             # Similar lengths together: a batch pads its prompts to the longest.
@@ -96,10 +110,16 @@ class Generator:
             produced: dict[int, list[int]] = {number: [] for number in numbers}
             while responses := generator.next_generated():
                 for response in responses:
+                    number = response.uid
                     if response.finish_reason != "stop":
-                        produced[response.uid].append(response.token)
-                    if response.finish_reason is not None:
-                        yield index_of[response.uid], self._base.tokenizer.decode(produced.pop(response.uid))
+                        produced[number].append(response.token)
+                    text = self._base.tokenizer.decode(produced[number])
+                    if response.finish_reason is None and finished(text):
+                        generator.remove([number])
+                    elif response.finish_reason is None:
+                        continue
+                    del produced[number]
+                    yield index_of[number], text
         finally:
             generator.close()
 

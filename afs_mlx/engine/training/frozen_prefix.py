@@ -22,6 +22,8 @@ class FrozenPrefix:
         self._inner = model.model
         splittable = type(self._inner).__name__ in SPLITTABLE
         self.depth = len(model.layers) - adapted_blocks if splittable and adapted_blocks > 0 else 0
+        # As long as the whole model: some backbones look up their masks by a layer's number.
+        self._no_cache = [None] * len(model.layers)
         self._budget_bytes = budget_bytes
         self._kept: dict[tuple[str, int], mx.array] = {}
         self.kept_bytes = 0
@@ -31,7 +33,7 @@ class FrozenPrefix:
         if key in self._kept:
             return self._kept[key]
         with self._blocks(0, self.depth), self._without_norm():
-            hidden = mx.stop_gradient(self._inner(mx.array(batch.inputs)))
+            hidden = mx.stop_gradient(self._inner(mx.array(batch.inputs), self._no_cache))
         mx.eval(hidden)
         if self.kept_bytes + hidden.nbytes <= self._budget_bytes:
             self._kept[key] = hidden
@@ -41,7 +43,7 @@ class FrozenPrefix:
     def finish(self, batch: Batch, hidden: mx.array) -> mx.array:
         """The backbone's output from where `hidden` left off."""
         with self._blocks(self.depth, None):
-            output: mx.array = self._inner(mx.array(batch.inputs), input_embeddings=hidden)
+            output: mx.array = self._inner(mx.array(batch.inputs), self._no_cache, input_embeddings=hidden)
         return output
 
     @contextmanager

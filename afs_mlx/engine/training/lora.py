@@ -7,6 +7,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
+from safetensors import SafetensorError
 
 from afs_mlx.core.errors import AfsError
 from afs_mlx.engine.adapters.format import AdapterBase, AdapterConfig, AdapterFacts, LoraParameters, write_adapter
@@ -81,7 +82,10 @@ def write(
     base_folder: Path,
     expert: str,
 ) -> None:
-    """Write the adapter as mlx-lm loads it: adapters.safetensors (float32) and adapter_config.json."""
+    """Write the adapter as mlx-lm loads it: adapters.safetensors (float32) and adapter_config.json.
+
+    Raises AfsError for weights that are not finite and for a disk that is full.
+    """
     config = AdapterConfig(
         num_layers=recipe.layers,
         lora_parameters=LoraParameters(rank=recipe.rank, scale=recipe.scale, dropout=recipe.dropout, keys=tuple(keys)),
@@ -95,4 +99,8 @@ def write(
         ),
     )
     tensors = {name: np.array(array.astype(mx.float32)) for name, array in adapter_weights(model).items()}
-    write_adapter(folder, tensors, config)
+    try:
+        write_adapter(folder, tensors, config)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        what = f"the adapter could not be written: {error}"
+        raise AfsError(what, str(folder), "check the free disk space") from error

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 from mlx.utils import tree_map
 
 from afs_mlx.core.errors import AfsError
@@ -59,7 +60,7 @@ def train(
     windows = math.ceil(len(groups) / recipe.accumulation)
     plan = _planned(model, recipe, train_set, valid_set, groups, windows * recipe.epochs)
     on_event(plan)
-    with _checkpointed(model) if recipe.grad_checkpoint else _unchanged():
+    with _checkpointed(model, recipe.seed) if recipe.grad_checkpoint else _unchanged():
         return _Loop(model, recipe, train_set, valid_set, groups, plan.total_steps, on_event, should_stop).run()
 
 
@@ -236,23 +237,20 @@ def _unchanged() -> Iterator[None]:
 
 
 @contextmanager
-def _checkpointed(model: nn.Module) -> Iterator[None]:
+def _checkpointed(model: nn.Module, seed: int) -> Iterator[None]:
     """Recompute each block in the backward pass; the block class gets its own call back afterwards."""
     block = type(model.layers[0])
     original: Any = block.__call__
-    random: list[Any] = mx.random.state
+    seeds = np.random.default_rng(seed)
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        before = random[0]
+        dropout_seed = int(seeds.integers(2**63))
 
         def inner(parameters: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            # The backward pass must drop what the forward pass dropped: its gradient is wrong for any other mask.
+            mx.random.seed(dropout_seed)
             self.update(parameters)
-            # The second time, draw the dropout of the first again: a gradient through another mask is wrong.
-            later, random[0] = random[0], before
-            output = original(self, *args, **kwargs)
-            if later is not before:
-                random[0] = later
-            return output
+            return original(self, *args, **kwargs)
 
         return mx.checkpoint(inner)(self.trainable_parameters(), *args, **kwargs)
 

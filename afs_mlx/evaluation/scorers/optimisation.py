@@ -8,7 +8,7 @@ from typing import Any
 from afs_mlx.schema.case import Case, CaseResult
 from afs_mlx.schema.optimisation import OptimisationPair, normalised
 from afs_mlx.snes.asar import Assembly, assemble
-from afs_mlx.snes.code_block import assembly_of
+from afs_mlx.snes.code_block import assembly_of, code_blocks
 
 
 def case_of(row: dict[str, Any]) -> Case:
@@ -42,6 +42,11 @@ def score(case: Case, answer: str) -> CaseResult:
     if not checks["shorter"]:
         return _failed(case, answer, checks, f"not shorter: {sizes}")
     return CaseResult(id=case.id, answer=answer, passed=True, checks=checks, why=sizes)
+
+
+def enough(answer: str) -> bool:
+    """The first code block is judged: an answer may end once it is closed. A line still being written closes none."""
+    return bool(code_blocks(answer.rpartition("\n")[0]))
 
 
 def _failed(case: Case, answer: str, checks: dict[str, bool], why: str) -> CaseResult:

@@ -1,0 +1,290 @@
+"""Run → fused folder → GGUF: each artifact names the one before it by hash; a failure leaves what was there."""
+
+import errno
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from gguf import GGUFReader
+from mlx_lm import load
+
+from afs_mlx.core.errors import AfsError, MissingError
+from afs_mlx.core.files import folder_size_bytes, sha256_of, write_json
+from afs_mlx.core.paths import Workspace
+from afs_mlx.engine.bases.location import locate, weights_hash
+from afs_mlx.engine.gguf import writer
+from afs_mlx.experts.catalog import Catalog
+from afs_mlx.pipelines.export import ExportConfig, ExportResult, export
+from afs_mlx.pipelines.fuse import FuseConfig, FuseResult, fuse
+from afs_mlx.pipelines.train import TrainConfig, train
+from afs_mlx.runs.folder import WEIGHTS, Run
+from afs_mlx.schema.base import Base
+from afs_mlx.schema.example import Example
+from afs_mlx.schema.expert import Shot
+from afs_mlx.schema.message import Message
+from afs_mlx.schema.recipe import Recipe
+from afs_mlx.schema.sampling import Sampling
+
+SYSTEM = 'You are Din. Say "done".'
+SAMPLING = Sampling(temperature=0.5, top_p=0.8, context_tokens=2048, max_tokens=99, stop=("###",))
+RECIPE = Recipe(rank=4, alpha=8, layers=2, epochs=2, learning_rate=3e-3, batch_tokens=100)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a base given by its folder, so that it stays valid from test to test."""
+    home = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFS_MLX_HOME", str(home))
+        patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        workspace = Workspace.find()
+        rows = [
+            Example(messages=(Message(role="user", content=f"q{n}"), Message(role="assistant", content="stz $10")))
+            for n in range(4)
+        ]
+        config = TrainConfig(
+            expert="din",
+            version="v2",
+            system=SYSTEM,
+            recipe=RECIPE,
+            base=str(tiny_base),
+            own_base="",
+            bases=Catalog.load(workspace).bases,
+            train=rows,
+            valid=rows[:1],
+            data_record={},
+            workspace=workspace,
+        )
+        return train(config, lambda event: None).path
+
+
+@pytest.fixture
+def run(trained: Path) -> Run:
+    """The run, copied into this test's workspace."""
+    path = Workspace.find().adapters / "din" / trained.name
+    shutil.copytree(trained, path)
+    return Run.read(path)
+
+
+def fused(run: Run) -> FuseResult:
+    workspace = Workspace.find()
+    return fuse(FuseConfig(run, Catalog.load(workspace).bases, workspace))
+
+
+def exported(folder: Path, **changes: Any) -> ExportResult:
+    config = ExportConfig(model_folder=folder, name="din-v2", file_type="f16", system=SYSTEM, sampling=SAMPLING)
+    return export(replace(config, **changes), lambda done, total: None)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_fused_folder_answers_as_base_and_adapter(run: Run, tiny_base: Path) -> None:
+    result = fused(run)
+    tokens = mx.array([[5, 6, 7, 8, 9]])
+    whole, _ = load(str(result.path))
+    parts, _ = load(str(tiny_base), adapter_path=str(run.path))
+    bare, _ = load(str(tiny_base))
+    whole_logits, part_logits = np.array(whole(tokens)), np.array(parts(tokens))
+    assert np.abs(whole_logits - part_logits).max() < 1e-4
+    assert np.abs(np.array(bare(tokens)) - part_logits).max() > 0.01
+    assert result.path == Workspace.find().fused / "din" / run.name
+    assert (result.layers, result.dtype, result.notice) == (14, "float32", "")
+    assert result.size_bytes <= folder_size_bytes(result.path)
+
+
+def test_each_manifest_names_its_parent_by_hash(run: Run, tiny_base: Path) -> None:
+    model = fused(run).path
+    manifest = json.loads((model / "manifest.json").read_text())
+    assert manifest["parent"]["run"] == run.name
+    assert manifest["parent"]["sha256"] == sha256_of(run.path / WEIGHTS)
+    assert manifest["base"]["weights_sha256"] == weights_hash(tiny_base) == manifest["base"]["fused_into_sha256"]
+    assert manifest["base"]["weights_sha256"] == run.record["base"]["weights_sha256"]
+    assert manifest["weights_sha256"] == weights_hash(model)
+    assert (manifest["expert"], manifest["version"], manifest["system"]) == ("din", "v2", SYSTEM)
+    assert manifest["dequantised_base"] is False
+
+    result = exported(model)
+    shipped = json.loads(result.gguf.with_name("manifest.json").read_text())
+    assert shipped["gguf"]["sha256"] == sha256_of(result.gguf) == result.sha256
+    assert shipped["gguf"]["size_bytes"] == result.gguf.stat().st_size == result.size_bytes
+    assert shipped["parent"] == manifest
+    assert shipped["parent"]["parent"]["sha256"] == sha256_of(run.path / WEIGHTS)
+
+
+def test_the_gguf_holds_the_fused_weights(run: Run) -> None:
+    model = fused(run).path
+    seen: list[tuple[int, int]] = []
+    config = ExportConfig(model_folder=model, name="din-v2", file_type="f16", system=SYSTEM, sampling=SAMPLING)
+    result = export(config, lambda done, total: seen.append((done, total)))
+    reader = GGUFReader(result.gguf)
+    assert len(reader.tensors) == result.tensors == seen[-1][0] == seen[-1][1]
+    tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+    wanted = np.array(mx.load(str(model / "model.safetensors"))["model.layers.3.mlp.down_proj.weight"])
+    assert np.abs(tensors["blk.3.ffn_down.weight"].astype(np.float32) - wanted).max() < 1e-3
+
+
+def test_the_modelfile_says_what_chat_says(run: Run) -> None:
+    result = exported(fused(run).path, shots=(Shot(user="lda #$00", assistant="stz"),))
+    text = result.modelfile.read_text()
+    assert result.modelfile.name == "Modelfile"
+    assert result.gguf.name == "din-v2-f16.gguf"
+    assert f"FROM ./{result.gguf.name}" in text.replace('"', "")
+    assert SYSTEM in text
+    for line in ("temperature 0.5", "top_p 0.8", "num_ctx 2048", "num_predict 99"):
+        assert f"PARAMETER {line}" in text
+    for stop in ("<|im_end|>", "###"):
+        assert f'PARAMETER stop "{stop}"' in text
+    assert text.index("MESSAGE user") < text.index("MESSAGE assistant")
+
+
+def test_fusing_again_replaces_the_folder_whole(run: Run) -> None:
+    model = fused(run).path
+    (model / "left-over.txt").write_text("from before")
+    exported(model)
+    before = sha256_of(model / "model.safetensors")
+    assert fused(run).path == model
+    assert not (model / "left-over.txt").exists()
+    assert not (model / "gguf").exists(), "a GGUF of weights that were replaced must not stay"
+    assert sha256_of(model / "model.safetensors") == before
+    assert [path.name for path in model.parent.iterdir()] == [model.name]
+
+
+@pytest.mark.parametrize("status", ["running", "failed"])
+def test_a_run_that_is_not_whole_is_not_fused(run: Run, status: str) -> None:
+    write_json(run.path / "run.json", {**run.record, "status": status})
+    with pytest.raises(MissingError, match=rf"no finished adapter \({status}\)"):
+        fused(Run.read(run.path))
+    assert not Workspace.find().fused.exists()
+
+
+def test_a_run_without_weights_is_not_fused(run: Run) -> None:
+    (run.path / WEIGHTS).unlink()
+    with pytest.raises(MissingError, match="no finished adapter"):
+        fused(run)
+
+
+def test_a_base_that_is_gone_is_told(run: Run, tmp_path: Path) -> None:
+    record = {**run.record, "base": {"id": str(tmp_path / "gone")}}
+    with pytest.raises(AfsError, match="gone"):
+        fused(Run(run.path, record))
+
+
+def test_a_quantised_base_alone_is_dequantised_with_a_notice(
+    trained: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where the original lies beside it, that is fused into."""
+    import huggingface_hub.constants
+    from mlx_lm.utils import load_model, quantize_model, save_config, save_model
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    small = tmp_path / "hub" / "models--org--small" / "snapshots" / "1"
+    shutil.copytree(tiny_base, small)
+    model, config = quantize_model(*load_model(small), group_size=32, bits=8)
+    save_model(small, model)
+    save_config(config, small / "config.json")
+    base = Base(
+        id="own", source="hub", layout="qwen2", parameters=1, license="mit", hub="org/small", original="org/whole"
+    )
+    run = Run(trained, {**Run.read(trained).record, "base": {"id": "own"}})
+    workspace = Workspace.find()
+    result = fuse(FuseConfig(run, {"own": base}, workspace))
+    assert result.dtype == "bfloat16"
+    assert "afs-mlx pull own --original" in result.notice
+    assert json.loads((result.path / "manifest.json").read_text())["dequantised_base"] is True
+
+    whole = tmp_path / "hub" / "models--org--whole" / "snapshots" / "1"
+    shutil.copytree(tiny_base, whole)
+    result = fuse(FuseConfig(run, {"own": base}, workspace))
+    manifest = json.loads((result.path / "manifest.json").read_text())
+    assert (result.dtype, result.notice) == ("float32", "")
+    assert manifest["base"]["fused_into_sha256"] == weights_hash(whole)
+    assert manifest["base"]["weights_sha256"] == weights_hash(small), "what it was chosen by"
+
+
+# Failures
+
+
+def mlx_cannot_write(*args: Any, **options: Any) -> None:
+    raise RuntimeError("[write] Unable to write 3900096 bytes to file.")
+
+
+def disk_is_full(*args: Any, **options: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("place", "failure"),
+    [
+        ("mlx_lm.utils.mx.save_safetensors", mlx_cannot_write),
+        ("afs_mlx.engine.fusing.shutil.copyfile", disk_is_full),
+        ("afs_mlx.engine.fusing.save_config", disk_is_full),
+        ("afs_mlx.pipelines.fuse.write_json", disk_is_full),
+    ],
+)
+def test_a_full_disk_leaves_the_earlier_fused_folder(
+    run: Run, place: str, failure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fused(run).path
+    exported(model)
+    kept, adapter = contents(model), contents(run.path)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, failure)
+        with pytest.raises(AfsError, match=r"disk is full|could not be written"):
+            fused(run)
+    assert contents(model) == kept
+    assert contents(run.path) == adapter
+    assert [path.name for path in model.parent.iterdir()] == [model.name], "no temporary folder stays"
+
+
+def test_a_full_disk_leaves_no_fused_folder_where_none_was(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlx_lm.utils.mx.save_safetensors", mlx_cannot_write)
+    with pytest.raises(AfsError, match="could not be written"):
+        fused(run)
+    assert list((Workspace.find().fused / "din").iterdir()) == []
+
+
+def test_an_export_that_breaks_off_leaves_the_earlier_files(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fused(run).path
+    result = exported(model)
+    kept = contents(result.gguf.parent)
+
+    def break_off(done: int, total: int) -> None:
+        if done == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = ExportConfig(model_folder=model, name="din-v2", file_type="f16", system="Other.", sampling=SAMPLING)
+    with pytest.raises(AfsError, match="disk is full"):
+        export(config, break_off)
+    assert contents(result.gguf.parent) == kept
+
+
+def test_a_prompt_that_no_modelfile_can_hold_costs_no_gguf(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fused(run).path
+    written: list[str] = []
+    monkeypatch.setattr(writer, "export_gguf", lambda *a, **k: written.append("gguf"))
+    with pytest.raises(AfsError, match="a Modelfile cannot hold this"):
+        exported(model, system='ends """ here')
+    assert written == []
+    assert not (model / "gguf").exists()
+
+
+def test_a_folder_that_is_no_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="there is no fused model"):
+        exported(tmp_path)
+
+
+def test_the_built_base_can_be_found_by_its_id_too(trained: Path) -> None:
+    """A run on `tiny-qwen2` fuses into the folder that `locate` gives."""
+    bases = Catalog.load(Workspace.find()).bases
+    run = Run(trained, {**Run.read(trained).record, "base": {"id": "tiny-qwen2"}})
+    result = fuse(FuseConfig(run, bases, Workspace.find()))
+    folder = locate(bases["tiny-qwen2"])
+    assert folder is not None
+    assert json.loads((result.path / "manifest.json").read_text())["base"]["fused_into_sha256"] == weights_hash(folder)
