@@ -19,8 +19,8 @@ class Split:
 def split(examples: list[Example], valid_share: float, seed: int, where: str) -> Split:
     """Put a whole group on one side by its own seeded hash alone, so that adding rows moves no other row.
 
-    `valid_share` is therefore met on average, not exactly. At least one group lands on each side: where chance leaves
-    a side of a small set empty, the nearest group goes there. Raises AfsError when there are fewer than two groups.
+    `valid_share` is therefore met on average, not exactly. Where chance holds out less than half of it, as happens in
+    small sets, the nearest groups follow. Raises AfsError when there are fewer than two groups.
     """
     unique = _without_duplicates(examples)
     groups: dict[str, list[Example]] = {}
@@ -31,9 +31,11 @@ def split(examples: list[Example], valid_share: float, seed: int, where: str) ->
             "one row, or one group of rows, cannot be split", where, "add rows, or bring valid.jsonl in a folder"
         )
     places = {name: _place(seed, name) for name in groups}
-    held_out = {name for name, place in places.items() if place < valid_share} or {min(places, key=places.__getitem__)}
+    nearest = sorted(places, key=places.__getitem__)
+    least = max(1, round(valid_share * len(groups) / 2))
+    held_out = {name for name, place in places.items() if place < valid_share} | set(nearest[:least])
     if len(held_out) == len(groups):
-        held_out.remove(max(places, key=places.__getitem__))
+        held_out.remove(nearest[-1])
     return Split(
         train=[e for name, rows in groups.items() if name not in held_out for e in rows],
         valid=[e for name, rows in groups.items() if name in held_out for e in rows],

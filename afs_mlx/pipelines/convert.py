@@ -41,8 +41,6 @@ class ConvertResult:
 
 def convert(config: ConvertConfig) -> ConvertResult:
     """Convert and register. Raises AfsError that lists every problem of the adapter, before any weight reaches mlx."""
-    from safetensors import SafetensorError
-
     from afs_mlx.engine.adapters.format import AdapterBase
     from afs_mlx.engine.adapters.linears import base_identity
     from afs_mlx.engine.adapters.peft import convert_peft
@@ -81,11 +79,8 @@ def convert(config: ConvertConfig) -> ConvertResult:
     try:
         report = convert_peft(config.peft_folder, base.folder, target, base=recorded, expert=name)
         write_json(target / "run.json", {**record, "status": "imported", "finished_at": now()})
-    except BaseException as error:
+    except BaseException:
         shutil.rmtree(target, ignore_errors=True)
-        if isinstance(error, SafetensorError):  # how safetensors reports a full disk
-            what = f"the adapter could not be written: {error}"
-            raise AfsError(what, str(target), "check the free disk space") from error
         raise
     return ConvertResult(
         path=target,
@@ -106,7 +101,7 @@ def _base_of(config: ConvertConfig) -> str:
         return config.base
     value = read_json(config.peft_folder / "adapter_config.json", "the adapter's config").get("base_model_name_or_path")
     named = str(value or "").rstrip("/")
-    if Path(named).is_dir():
+    if named and Path(named).is_dir():
         return named
     lineages = config.catalog.lineages
     by_folder_name = {name.rsplit("/")[-1]: base for name, base in lineages.items()}

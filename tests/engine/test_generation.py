@@ -144,6 +144,12 @@ def test_more_conversations_than_fit_in_a_batch_are_all_answered(generator: Gene
     assert texts(generator, list(TAUGHT) * repeats, 40) == list(TAUGHT.values()) * repeats
 
 
+def test_an_answer_that_is_enough_ends_there_and_the_others_go_on(generator: Generator) -> None:
+    questions = list(TAUGHT)
+    found = dict(generator.answers([asked(q) for q in questions], 40, lambda text: text.endswith("\n  stz")))
+    assert found == {0: "```asm\n  stz", 1: "inc", 2: TAUGHT["return"]}
+
+
 def test_no_conversations_give_no_answers(generator: Generator) -> None:
     assert list(generator.answers([], 5)) == []
 

@@ -494,7 +494,7 @@ def test_failed_write_leaves_the_old_adapter(tmp_path: Path, monkeypatch: pytest
     def full_disk(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("afs_mlx.engine.adapters.format.save_file", full_disk)
+    monkeypatch.setattr("afs_mlx.engine.tensor_files.save_file", full_disk)
     with pytest.raises(AfsError, match="the disk is full"):
         write_adapter(tmp_path, small_tensors(), small_config(num_layers=1))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -185,9 +185,16 @@ def test_the_block_class_is_restored_also_after_an_error(tiny_base: Path) -> Non
     model = load_base(tiny_base).model
     block = type(model.layers[0])
     original = block.__call__
-    with pytest.raises(RuntimeError, match="inside"), trainer._checkpointed(model, seed=0):
-        assert block.__call__ is not original
-        raise RuntimeError("inside")
+    seen: list[bool] = []
+
+    def fail() -> None:
+        with trainer._checkpointed(model, seed=0):
+            seen.append(block.__call__ is original)
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
+    assert seen == [False]
     assert block.__call__ is original
 
 

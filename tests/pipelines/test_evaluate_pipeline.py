@@ -169,10 +169,13 @@ def test_every_question_stands_after_system_text_and_shots(
     assert [case.id for case in result.results] == ["case-0", "case-1", "case-2"]
 
 
-def test_a_score_of_another_suite_is_no_measure(config: EvaluateConfig, suite: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.toml"
+@pytest.mark.parametrize("name", ["other.toml", "small.toml"])
+def test_a_score_of_other_cases_is_no_measure(config: EvaluateConfig, suite: Path, tmp_path: Path, name: str) -> None:
+    """Neither of another suite nor of the same one before its cases changed."""
+    other = tmp_path / name
     other.write_text(SUITE)
-    other.with_name("rows.jsonl").write_bytes(suite.with_name("rows.jsonl").read_bytes())
+    lines = suite.with_name("rows.jsonl").read_text().splitlines(keepends=True)
+    other.with_name("rows.jsonl").write_text("".join(lines if name == "other.toml" else lines[:2]))
     before = run(replace(config, suite=other, out=tmp_path / "other.json"))
     assert run(replace(config, before=before.path)).verdict.before is None
 

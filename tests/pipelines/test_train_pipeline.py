@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from afs_mlx.core.errors import AfsError, MissingError
 from afs_mlx.core.paths import Workspace
+from afs_mlx.engine import tensor_files
 from afs_mlx.engine.adapters import format as adapter_format
 from afs_mlx.engine.bases.location import locate, weights_hash
 from afs_mlx.engine.training import trainer
@@ -203,11 +204,11 @@ def disk_is_full_in_rust(*args: Any, **options: Any) -> None:
 
 
 def break_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter_format, "save_file", disk_is_full_in_rust)
+    monkeypatch.setattr(tensor_files, "save_file", disk_is_full_in_rust)
 
 
 def break_weights_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter_format, "save_file", disk_is_full)
+    monkeypatch.setattr(tensor_files, "save_file", disk_is_full)
 
 
 def break_metrics(monkeypatch: pytest.MonkeyPatch) -> None:

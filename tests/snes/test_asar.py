@@ -11,7 +11,8 @@ import pytest
 from afs_mlx.core.errors import UsageError
 from afs_mlx.snes import asar as asar_module
 from afs_mlx.snes.asar import Assembly, asar_path, assemble
-from afs_mlx.snes.grammar import BRANCHES, DATA_BYTES, SHAPES, Problem, check
+from afs_mlx.snes.grammar import Problem, check
+from afs_mlx.snes.mnemonics import BRANCHES, DATA_BYTES, SHAPES
 
 needs_asar = pytest.mark.skipif(asar_path() is None, reason="Asar is not on this machine")
 

@@ -10,13 +10,13 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.numpy import save_file
 
 from afs_mlx.core.config import validate
 from afs_mlx.core.errors import AfsError, MissingError, problems
 from afs_mlx.core.files import atomic_path, read_json, write_json
 from afs_mlx.engine.adapters.linears import BaseLinears, base_linears, wrong_base
 from afs_mlx.engine.adapters.tensors import FloatArray, Tensor, read_tensors
+from afs_mlx.engine.tensor_files import write_tensors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapters.safetensors"
@@ -143,7 +143,7 @@ def write_adapter(folder: Path, tensors: dict[str, np.ndarray[Any, Any]], config
     # Nested, so that both are complete before either gets its name.
     with atomic_path(folder / CONFIG) as config_path, atomic_path(folder / WEIGHTS) as weights_path:
         config.write(config_path)
-        save_file(floats, weights_path, metadata={"format": "mlx"})
+        write_tensors(weights_path, floats, {"format": "mlx"})
 
 
 def _float32(array: np.ndarray[Any, Any]) -> FloatArray:

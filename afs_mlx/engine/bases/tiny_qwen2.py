@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from afs_mlx.core.files import write_folder, write_json
 from afs_mlx.engine.bases.tiny_corpus import CORPUS
+from afs_mlx.engine.tensor_files import write_tensors
 
 HIDDEN = 64
 INTERMEDIATE = 192
@@ -85,7 +85,7 @@ def build_tiny_qwen2(folder: Path, seed: int = 0) -> None:
             target / "generation_config.json",
             {"bos_token_id": end, "pad_token_id": end, "eos_token_id": [turn_end, end], "do_sample": False},
         )
-        save_file(tiny_weights(seed), target / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(target / "model.safetensors", tiny_weights(seed), {"format": "pt"})
         (target / "model.safetensors").chmod(0o644)
 
     write_folder(folder, fill)

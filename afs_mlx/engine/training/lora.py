@@ -7,7 +7,6 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
-from safetensors import SafetensorError
 
 from afs_mlx.core.errors import AfsError
 from afs_mlx.engine.adapters.format import AdapterBase, AdapterConfig, AdapterFacts, LoraParameters, write_adapter
@@ -99,8 +98,4 @@ def write(
         ),
     )
     tensors = {name: np.array(array.astype(mx.float32)) for name, array in adapter_weights(model).items()}
-    try:
-        write_adapter(folder, tensors, config)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        what = f"the adapter could not be written: {error}"
-        raise AfsError(what, str(folder), "check the free disk space") from error
+    write_adapter(folder, tensors, config)

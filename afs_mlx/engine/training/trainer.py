@@ -87,7 +87,12 @@ class _Loop:
         self.on_event, self.should_stop = on_event, should_stop
         prefix = FrozenPrefix(model, recipe.layers, PREFIX_BYTES)
         self.prefix = prefix if prefix.depth > 0 else None
-        self.optimizer = optim.AdamW(learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        self.optimizer = optim.AdamW(
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            # As in the paper and in PyTorch; without it mlx's early steps are several times the rate asked for.
+            bias_correction=True,
+        )
         self.loss_and_grad = nn.value_and_grad(model, summed_loss)
         self.best_weights: dict[str, mx.array] = {}
         self.best_loss, self.best_step = math.inf, 0
