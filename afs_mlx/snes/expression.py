@@ -1,6 +1,6 @@
-"""Operands' arithmetic: numbers and labels joined by operators, as Asar reads them, and which names a label may have.
+"""Numbers and labels joined by operators, as Asar reads them, and the names that a label may have.
 
-Labels are not evaluated: one that does not fit its operand is not seen. Knows no line, no instruction and no addressing.
+Labels are not evaluated: one that does not fit its operand is not seen. Knows no line, instruction or addressing mode.
 """
 
 import re
@@ -31,6 +31,7 @@ class Expression:
 
     @classmethod
     def read(cls, text: str, has_parent: bool) -> "Expression":
+        """Check one expression; `has_parent` where `.name` has a label to belong to. Raises RefusedError."""
         position = 1 if text[:1] in ("-", "~") else 0
         has_label = False
         numbers: list[str] = []
@@ -73,6 +74,7 @@ class Expression:
 
 
 def free_name(name: str) -> None:
+    """Check that a label may have this name. Raises RefusedError."""
     if name.lower() in RESERVED:
         raise RefusedError(f"{name!r} is an instruction, a register or a directive, not a name for a label")
     if name.lower().startswith("afs_"):

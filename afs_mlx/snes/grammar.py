@@ -3,8 +3,8 @@
 Asar has no sandbox: incbin and incsrc read any path, `!x = inc` with `!{x}bin` walks around a deny list, macros and
 loops burn time. So a line here is labels, then one known instruction or db/dw/dl/dd with numbers and labels; the
 canonical form is built anew from the parts understood. It also refuses what Asar takes in silence and means otherwise
-(numbers it cuts off, `rep $30`, `lda ($12),x`, a number as a branch target). Knows no bytes: nothing is assembled or
-evaluated here.
+(numbers it cuts off, `rep $30`, `lda ($12),x`, a number as a branch target). Knows no opcode bytes and no
+addresses of labels.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""What there is in 65816 assembly: mnemonics with their operand shapes and sizes, taken names, hints for what is refused.
+"""The tables of the grammar: mnemonics, operand shapes and sizes, taken names, hints for what is refused.
 
-Tables only: knows neither how a line or an operand is written nor Asar's arithmetic.
+Knows neither how a line or an operand is written nor arithmetic; reads no text.
 """
 
 
