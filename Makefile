@@ -44,7 +44,7 @@ openblas: | $(BIN)/python
 	fi
 
 train-din-v2: setup ## the main job: data, train, evaluate, fuse, export; prints a report
-	@$(AFS) build din@v2
+	@$(AFS) build din@v2 --pull
 
 chat: setup ## talk to an expert: make chat EXPERT=din
 	@$(AFS) chat --expert $(or $(EXPERT),auto)
