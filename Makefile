@@ -7,10 +7,10 @@ AFS := $(BIN)/afs-mlx
 STAMP := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup openblas check lint types contracts docs-check format test test-smollm2 test-all lock lock-check bench train-din-v2 chat clean
+.PHONY: help setup check lint types contracts docs-check format test test-smollm2 test-all lock lock-check bench train-din-v2 chat clean
 
 help: ## show this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The default python3 may be older: versioned names first, then python3 itself, then pyenv's own folder.
 $(BIN)/python:
@@ -32,16 +32,17 @@ $(STAMP): requirements/lock.txt requirements/asar.txt pyproject.toml Makefile | 
 	  || echo "notice: Asar could not be installed (see $(VENV)/asar.log); assembly will be reported as \"not verified\"" >&2
 	@touch $@
 
-setup: $(STAMP) openblas ## make .venv with the locked packages
+setup: $(STAMP) $(VENV)/.openblas ## make .venv with the locked packages
 
-# mlx's Linux wheel is linked against reference BLAS; OpenBLAS makes float32 about 20 times faster. Optional: without it all is slow, not wrong.
-openblas: | $(BIN)/python
+# mlx's Linux wheel is linked against reference BLAS; OpenBLAS makes float32 about 20 times faster. Tried once for each .venv:
+# without it all is slow, not wrong.
+$(VENV)/.openblas: | $(STAMP)
 	@if [ "$$(uname -s)" = Linux ] && ! $(BIN)/python -c 'import ctypes; ctypes.CDLL("libopenblas.so.0")' 2>/dev/null; then \
-	  root=; [ "$$(id -u)" = 0 ] || root="sudo -n"; \
-	  if command -v apt-get >/dev/null && { $$root apt-get install -y -qq libopenblas0-pthread || { $$root apt-get update -qq && $$root apt-get install -y -qq libopenblas0-pthread; }; } >$(VENV)/openblas.log 2>&1; \
+	  root=; [ "$$(id -u)" = 0 ] || root="sudo -n"; apt="$$root apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=20"; \
+	  if command -v apt-get >/dev/null && { $$apt install -y libopenblas0-pthread || { $$apt update && $$apt install -y libopenblas0-pthread; }; } >$(VENV)/openblas.log 2>&1; \
 	  then echo "installed libopenblas0-pthread"; \
 	  else echo "notice: OpenBLAS is missing and could not be installed; training on this CPU will be about 20 times slower. Install libopenblas0-pthread (Debian, Ubuntu) or openblas (Fedora, Arch)." >&2; fi; \
-	fi
+	fi; touch $@
 
 train-din-v2: setup ## the main job: data, train, evaluate, fuse, export; prints a report
 	@$(AFS) build din@v2 --pull

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from afs_mlx.core.files import write_text
+from afs_mlx.core.paths import Workspace
+from afs_mlx.experts.catalog import Catalog
+
 ROOT = Path(__file__).parents[1]
 # `make check` runs the tests; running them from a test would not end.
 RUN_ELSEWHERE = {"make test"}
@@ -43,3 +47,15 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
             assert list((tmp_path / "workspace" / "fused" / "din").glob("*/gguf/din-v2-f16.gguf"))
         if "chat" in command:
             assert done.stdout.strip(), f"{command} gave no answer"
+
+
+def test_the_expert_of_the_readme_is_an_expert() -> None:
+    workspace = Workspace.find()
+    block = re.search(
+        r"^```toml\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert block is not None
+    write_text(workspace.experts_file, block[1])
+    write_text(workspace.root / "prompts" / "zelda.md", "You know the game.\n")
+    chosen = Catalog.load(workspace).choose("zelda")
+    assert (chosen.label, chosen.system) == ("zelda@v1", "You know the game.")

@@ -1,11 +1,15 @@
 """`afs-mlx doctor` and `afs-mlx pull`: what this machine has, and getting a base. No mlx is imported here."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from afs_mlx.cli.options import AsJson
 from afs_mlx.cli.render.console import emit_json, err, out, size, step
+
+if TYPE_CHECKING:
+    from afs_mlx.pipelines.pull import PullResult
+    from afs_mlx.schema.base import Base
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -43,36 +47,20 @@ def pull(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch a base; the one command that downloads.
+    """Fetch a base; nothing downloads unless told to.
 
     The size is shown first. What is there already is kept, what is half there is continued.
     """
-    from afs_mlx.cli.render.progress import bytes_progress
     from afs_mlx.core.errors import UsageError, closest
     from afs_mlx.core.paths import Workspace
     from afs_mlx.experts.catalog import Catalog
-    from afs_mlx.pipelines.pull import Fetched, Note, PullConfig, PullEvent, Size
-    from afs_mlx.pipelines.pull import pull as pull_base
 
     catalog = Catalog.load(Workspace.find())
     wanted = catalog.base_named(base)
     if wanted is None:
         raise UsageError(f"there is no base {base!r}", "pull", closest(base, list(catalog.bases)))
-    sizes: list[Size] = []
-    with bytes_progress() as progress:
-
-        def on_event(event: PullEvent) -> None:
-            if isinstance(event, Size):
-                sizes.append(event)
-                step(
-                    f"{wanted.id} from {event.source}: {size(event.size_bytes)}, {event.files} files, {wanted.license}"
-                )
-            elif isinstance(event, Fetched):
-                progress(event.done_bytes, event.total_bytes)
-            elif isinstance(event, Note):
-                err().print(f"  {event.text}", markup=False)
-
-        result = pull_base(PullConfig(wanted, original, dry_run), on_event)
+    # Who names the unquantised repository means it.
+    result, size_bytes = fetch(wanted, original or base.lower() == wanted.original.lower(), dry_run)
     if as_json:
         emit_json(
             {
@@ -80,12 +68,36 @@ def pull(
                 "folder": str(result.folder or ""),
                 "fetched": result.fetched,
                 "verified": result.verified,
-                "size_bytes": sizes[0].size_bytes if sizes else 0,
+                "size_bytes": size_bytes,
             }
         )
-    elif result.folder is None:
+    elif result.folder is not None:
+        out().print(str(result.folder), markup=False)
+
+
+def fetch(base: "Base", original: bool = False, dry_run: bool = False) -> "tuple[PullResult, int]":
+    """Pull with everything said on stderr; returns the result and the size in bytes."""
+    from afs_mlx.cli.render.progress import bytes_progress
+    from afs_mlx.pipelines.pull import Fetched, Note, PullConfig, PullEvent, Size
+    from afs_mlx.pipelines.pull import pull as pull_base
+
+    sizes: list[Size] = []
+    with bytes_progress() as progress:
+
+        def on_event(event: PullEvent) -> None:
+            if isinstance(event, Size):
+                sizes.append(event)
+                files = "1 file" if event.files == 1 else f"{event.files} files"
+                step(f"{base.id} from {event.source}: {size(event.size_bytes)}, {files}, {base.license}")
+            elif isinstance(event, Fetched):
+                progress(event.done_bytes, event.total_bytes)
+            elif isinstance(event, Note):
+                err().print(f"  {event.text}", markup=False)
+
+        result = pull_base(PullConfig(base, original, dry_run), on_event)
+    state = "is ready" if result.fetched else "was here already"
+    if result.folder is None:
         err().print("nothing fetched (dry run)")
     else:
-        state = "is ready" if result.fetched else "was here already"
-        err().print(f"{wanted.id} {state}" + (f": {result.verified}" if result.verified else ""), markup=False)
-        out().print(str(result.folder), markup=False)
+        err().print(f"{base.id} {state}" + (f": {result.verified}" if result.verified else ""), markup=False)
+    return result, sizes[0].size_bytes if sizes else 0

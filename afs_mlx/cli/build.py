@@ -1,11 +1,11 @@
 """`afs-mlx build`: the main job, one stage after the other, and a short report."""
 
+import threading
 import time
 from typing import Annotated
 
 import typer
 
-from afs_mlx.cli.errors import stoppable
 from afs_mlx.cli.options import AsJson, BaseName, ConfigFile, DataPath, ExpertName, Overrides
 from afs_mlx.cli.render.console import emit_json, err, notice, step
 from afs_mlx.core.errors import ExitCode
@@ -27,7 +27,7 @@ def build(
 
     Prepares the data, scores the base, trains, scores again, holds the result against the gate, fuses and exports.
     """
-    from afs_mlx.cli import bases
+    from afs_mlx.cli.bases import fetch
     from afs_mlx.cli.recipes import data_path, recipe_for, suite_path, trainable
     from afs_mlx.cli.render.build import BuildView, report
     from afs_mlx.core.errors import MissingError
@@ -48,12 +48,13 @@ def build(
     except MissingError:
         if not pull or base not in ("auto", EMBEDDED):
             raise
-        bases.pull(EMBEDDED)
+        fetch(catalog.bases[EMBEDDED])
         found = choose_base(base, version.base, catalog.bases)
     if found.notice:
         notice(found.notice)
     step(f"build {chosen.label} on {found.id}" + (" (demo)" if found.demo else ""))
-    with stoppable("the adapter") as stop, BuildView(workspace, len(STAGES)) as view:
+    stop = threading.Event()
+    with BuildView(workspace, len(STAGES), stop) as view:
         result = run_chain(
             BuildConfig(
                 expert=chosen,

@@ -44,5 +44,5 @@ def convert(
         markup=False,
     )
     if result.expert:
-        err().print(f"registered: afs-mlx chat --expert {result.expert}", markup=False)
+        err().print(f"registered: afs-mlx chat --expert {result.expert} --run {result.path.name}", markup=False)
     out().print(workspace.shown(result.path), markup=False)

@@ -40,21 +40,18 @@ def handled[**P, R](command: Callable[P, R]) -> Callable[P, R]:
 
 
 @contextmanager
-def stoppable(what: str) -> Iterator[threading.Event]:
-    """The first Ctrl-C (or SIGTERM) asks to stop after the current step, the second stops at once."""
-    stop = threading.Event()
+def stoppable(what: str, stop: threading.Event) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) sets `stop`, so that the current step is finished; the second stops at once."""
 
-    def ask(number: int, _frame: object) -> None:
-        if stop.is_set() or number != signal.SIGINT:
-            if stop.is_set():
-                raise KeyboardInterrupt
-        else:
-            notice(f"finishing this step and saving {what}; Ctrl-C again stops at once")
+    def ask(_number: int, _frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
         stop.set()
+        notice(f"finishing this step and saving {what}; Ctrl-C again stops at once")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

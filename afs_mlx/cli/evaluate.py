@@ -7,6 +7,7 @@ import typer
 
 from afs_mlx.cli.options import AsJson, BaseName, RunName
 from afs_mlx.cli.render.console import emit_json, err, notice, out, step
+from afs_mlx.core.errors import UsageError
 
 
 def evaluate(
@@ -25,17 +26,22 @@ def evaluate(
 
     The score is a share in [0, 1] with the number of cases and a 95 % interval.
     """
-    from afs_mlx.cli.evaluation_target import resolve
+    from afs_mlx.answering import for_target
     from afs_mlx.cli.render.progress import count_progress
     from afs_mlx.core.paths import Workspace
     from afs_mlx.experts.catalog import Catalog
+    from afs_mlx.pipelines.evaluate import config_for
     from afs_mlx.pipelines.evaluate import evaluate as run_evaluation
 
     workspace = Workspace.find()
     catalog = Catalog.load(workspace)
-    config, notices = resolve(target, suite, base, run, without_adapter, catalog, workspace)
-    for text in notices:
+    found = for_target(target, base, run, catalog, workspace, adapter=not without_adapter)
+    for text in found.notices:
         notice(text)
+    named = suite or (found.expert.version.suite if found.expert and found.expert.version else "")
+    if not named:
+        raise UsageError("this target names no suite", "--suite", "name one of evals/suites/")
+    config = config_for(found, workspace.find_file(f"evals/suites/{named.removesuffix('.toml')}.toml"), workspace)
     step(f"eval {config.label} on {config.suite.stem}")
     with count_progress("  answers") as progress:
         result = run_evaluation(config, lambda case: progress(case.done, case.total, case.result.id))

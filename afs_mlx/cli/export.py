@@ -20,10 +20,9 @@ def gguf(
     as_json: AsJson = False,
 ) -> None:
     """Write a GGUF and a Modelfile for llama.cpp, Ollama and LM Studio."""
+    from afs_mlx.answering import for_target
     from afs_mlx.cli.render.progress import count_progress
-    from afs_mlx.cli.targets import run_for
     from afs_mlx.core.errors import MissingError, UsageError
-    from afs_mlx.core.files import read_json
     from afs_mlx.core.paths import Workspace
     from afs_mlx.experts.catalog import Catalog
     from afs_mlx.pipelines.export import ExportConfig
@@ -34,25 +33,21 @@ def gguf(
         raise UsageError(f"there is no type {file_type!r}", "--type", "f32, f16 or q8_0")
     workspace = Workspace.find()
     catalog = Catalog.load(workspace)
-    folder = Path(target).expanduser()
-    if folder.is_dir():
-        record = read_json(folder / "manifest.json", "the manifest") if (folder / "manifest.json").is_file() else {}
-        expert, version = str(record.get("expert", "")), str(record.get("version", ""))
-    else:
-        chosen_run = run_for(target, base, run, catalog, workspace)
-        folder = workspace.fused / chosen_run.expert / chosen_run.name
-        expert, version = chosen_run.expert, str(chosen_run.record.get("version", ""))
+    found = for_target(target, base, run, catalog, workspace)
+    folder, expert = found.base.folder, found.expert
+    if not found.fused:
+        chosen = found.require_run()
+        folder = workspace.fused / (chosen.expert or "adapter") / chosen.name
         if not folder.is_dir():
-            raise MissingError("this run is not fused yet", chosen_run.name, f"afs-mlx fuse {target}")
-    chosen = catalog.choose(f"{expert}@{version}" if version else expert) if expert in catalog.experts else None
-    name = (f"{expert}-{version}" if version else expert) or folder.resolve().name.lower()
+            raise MissingError("this run is not fused yet", chosen.name, f"afs-mlx fuse {target}")
+    name = "-".join(part for part in (expert.name, expert.version_name) if part) if expert else folder.name.lower()
     step(f"export {name} as {file_type} GGUF")
     config = ExportConfig(
-        model_folder=folder.resolve(),
+        model_folder=folder,
         name=name,
         file_type=file_type,  # type: ignore[arg-type]
-        system=chosen.system if chosen else "",
-        sampling=chosen.sampling if chosen else Sampling(),
+        system=found.system,
+        sampling=expert.sampling if expert else Sampling(),
     )
     with count_progress("  write") as progress:
         result = export_model(config, lambda done, total: progress(done, total, ""))

@@ -17,7 +17,7 @@ def fuse(target: Target, base: BaseName = "auto", run: RunName = "", as_json: As
 
     Added in float32 and stored in the base's own precision; mlx-lm and transformers load the folder as it is.
     """
-    from afs_mlx.cli.targets import run_for
+    from afs_mlx.answering import for_target
     from afs_mlx.core.paths import Workspace
     from afs_mlx.experts.catalog import Catalog
     from afs_mlx.pipelines.fuse import FuseConfig
@@ -25,7 +25,10 @@ def fuse(target: Target, base: BaseName = "auto", run: RunName = "", as_json: As
 
     workspace = Workspace.find()
     catalog = Catalog.load(workspace)
-    chosen = run_for(target, base, run, catalog, workspace)
+    found = for_target(target, base, run, catalog, workspace)
+    chosen = found.require_run()
+    for text in found.notices:
+        notice(text)
     step(f"fuse {chosen.name} into {chosen.base}")
     result = fuse_run(FuseConfig(chosen, catalog.bases, workspace))
     if result.notice:

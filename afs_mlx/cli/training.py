@@ -1,5 +1,6 @@
 """`afs-mlx train`."""
 
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +46,8 @@ def train(
         PrepareConfig(data_path(version, data, workspace), workspace, suite_path(version, workspace), recipe.seed)
     )
     step(f"train {chosen.label}")
-    with stoppable("the adapter") as stop, TrainingView() as view:
+    stop = threading.Event()
+    with stoppable("the adapter", stop), TrainingView() as view:
 
         def on_event(event: TrainEvent) -> None:
             if isinstance(event, BaseChosen):

@@ -2,19 +2,20 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from afs_mlx.answering import Answerer
 from afs_mlx.core.errors import RefusedError
 from afs_mlx.core.paths import Workspace
+from afs_mlx.engine.bases.location import choose_base
 from afs_mlx.experts.catalog import Catalog, ChosenExpert
-from afs_mlx.pipelines.evaluate import CaseDone, EvaluateConfig, EvaluateResult, evaluate
+from afs_mlx.pipelines.evaluate import CaseDone, EvaluateResult, config_for, evaluate
 from afs_mlx.pipelines.export import ExportConfig, ExportResult, GgufType, export
 from afs_mlx.pipelines.fuse import FuseConfig, FuseResult, fuse
 from afs_mlx.pipelines.prepare import PrepareConfig, PrepareResult, prepare
 from afs_mlx.pipelines.train import TrainConfig, TrainEvent, TrainResult, train
 from afs_mlx.runs.folder import Run
-from afs_mlx.runs.selection import results_folder
 from afs_mlx.schema.recipe import Recipe
 
 STAGES = ("data", "base score", "train", "score", "fuse", "export")
@@ -81,14 +82,14 @@ def build(config: BuildConfig, on_event: Callable[[BuildEvent], None]) -> BuildR
     expert, workspace = config.expert, config.workspace
     data = prepare(PrepareConfig(config.data, workspace, config.suite, config.recipe.seed))
     stage("base score")
-    before = _score(config, None, None, on_event) if config.suite else None
+    before = _score(config, None, None, on_event)
     stage("train")
     trained = _train(config, data, on_event)
     if trained.interrupted:
         return BuildResult(data, before, trained, None, None, None)
     run = Run.read(trained.path)
     stage("score")
-    after = _score(config, run, before.path if before else None, on_event) if config.suite else None
+    after = _score(config, run, before.path if before else None, on_event)
     if after and after.score is not None and not after.verdict.passed and not config.force:
         raise RefusedError(
             f"the gate holds {run.name} back: {after.verdict.reason}",
@@ -133,26 +134,10 @@ def _train(config: BuildConfig, data: PrepareResult, on_event: Callable[[BuildEv
 
 def _score(
     config: BuildConfig, run: Run | None, before: Path | None, on_event: Callable[[BuildEvent], None]
-) -> EvaluateResult:
-    """Ask the suite of the bare base under the expert's prompt, or of a run."""
-    from afs_mlx.engine.bases.location import choose_base
-
+) -> EvaluateResult | None:
+    """Ask the suite of the bare base under the expert's prompt, or of a run; None where no suite is written yet."""
     if config.suite is None:
-        raise ValueError("no suite")
+        return None
     base = choose_base(config.base, config.base, config.catalog.bases)
-    name = run.name if run else f"base-{base.label}"
-    return evaluate(
-        EvaluateConfig(
-            suite=config.suite,
-            model_folder=base.folder,
-            base=base.identity,
-            demo=base.demo,
-            system=config.expert.system,
-            out=results_folder(config.workspace, config.expert.name, name) / f"{config.suite.stem}.json",
-            adapter=run.path if run else None,
-            threshold=config.threshold,
-            before=before,
-            label=name,
-        ),
-        on_event,
-    )
+    asked = config_for(Answerer(config.expert, base, run, "", ()), config.suite, config.workspace)
+    return evaluate(replace(asked, before=before, threshold=config.threshold), on_event)

@@ -8,13 +8,10 @@ from afs_mlx.core.errors import UsageError
 from afs_mlx.core.paths import Workspace
 from afs_mlx.experts.catalog import Catalog, ChosenExpert
 from afs_mlx.experts.routing import FALLBACK, Route, route
-from afs_mlx.runs.folder import find_run
-from afs_mlx.runs.selection import Selection, select
-from afs_mlx.schema.expert import DEFAULT_BASE, opening_turns
+from afs_mlx.schema.expert import opening_turns
 from afs_mlx.schema.message import Message
 
 if TYPE_CHECKING:
-    from afs_mlx.engine.bases.location import BaseFolder
     from afs_mlx.engine.inference.generation import Generator, Usage
 
 AUTO = "auto"
@@ -140,51 +137,26 @@ class ChatSession:
         return question
 
     def _load(self) -> None:
+        from afs_mlx.answering import for_expert
         from afs_mlx.engine.adapters.attaching import load_with_adapter
-        from afs_mlx.engine.adapters.lineage import fit_notice
         from afs_mlx.engine.inference.generation import Generator
 
-        expert = self.expert
+        expert, config = self.expert, self._config
         if expert is None:
             raise RuntimeError("no expert is chosen")
-        base, selection = self._chosen_parts(expert)
-        ready = (expert.label, str(base.folder), str(selection.run.path) if selection else "")
+        # A run is named for the expert that the conversation began with.
+        run = config.run if expert.name == config.expert.partition("@")[0] else ""
+        found = for_expert(expert, config.base, run, config.catalog, config.workspace)
+        adapter = found.run.path if found.run else None
+        ready = (expert.label, str(found.base.folder), str(adapter or ""))
         if ready == self._ready:
             return
-        variant = fit_notice(base, selection.run.path) if selection else ""
         # Two experts on the same weights share them; what is to be said of each differs.
         if self._ready is None or ready[1:] != self._ready[1:]:
             # Free the old model before the new one is read: two do not fit.
             self._generator = self._ready = None
-            self._generator = Generator(load_with_adapter(base.folder, selection.run.path if selection else None))
+            self._generator = Generator(load_with_adapter(found.base.folder, adapter))
         self._ready = ready
-        self.demo = base.demo
-        notices = tuple(text for text in (base.notice, variant, _without_adapter(expert, base.id, selection)) if text)
-        adapter = f"{selection.run.name} ({selection.reason})" if selection else ""
-        self._on_event(ExpertReady(expert.label, base.id, base.demo, adapter, notices))
-
-    def _chosen_parts(self, expert: ChosenExpert) -> "tuple[BaseFolder, Selection | None]":
-        """The base, and the adapter that fits it: a named or pinned run brings its own base with it."""
-        from afs_mlx.engine.bases.location import choose_base
-
-        config = self._config
-        own = expert.version.base if expert.version else DEFAULT_BASE
-        # A run is named for the expert that the conversation began with.
-        explicit = config.run if expert.name == config.expert.partition("@")[0] else ""
-        wanted, pinned = config.base, expert.expert.pinned
-        if wanted == AUTO and (explicit or pinned):
-            wanted = find_run(config.workspace, expert.name, explicit or pinned).base
-        base = choose_base(wanted, own, config.catalog.bases)
-        if expert.version is not None and expert.version.kind != "lora" and not explicit:
-            return base, None
-        version = expert.version_name
-        return base, select(config.workspace, expert.name, version, base.id, explicit=explicit, pinned=pinned)
-
-
-def _without_adapter(expert: ChosenExpert, base: str, selection: Selection | None) -> str:
-    if selection is not None or expert.version is None or expert.version.kind != "lora":
-        return ""
-    return (
-        f"{expert.label} has no adapter for {base}: the base answers under its prompt. "
-        f"Train one: afs-mlx train {expert.label}; import one: afs-mlx convert PEFT_FOLDER --expert {expert.label}"
-    )
+        self.demo = found.base.demo
+        shown = f"{found.run.name} ({found.reason})" if found.run else ""
+        self._on_event(ExpertReady(expert.label, found.base.id, found.base.demo, shown, found.notices))

@@ -1,15 +1,18 @@
 """Asks a suite of a base with or without an adapter, scores the answers, holds them against the gate."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from afs_mlx.answering import Answerer
 from afs_mlx.core.files import read_json, write_json
 from afs_mlx.core.manifest import input_file, provenance
+from afs_mlx.core.paths import Workspace
 from afs_mlx.evaluation.gate import Verdict, gate
 from afs_mlx.evaluation.run import check_scores, overall, run_suite
 from afs_mlx.evaluation.suites import load_suite
+from afs_mlx.runs.selection import results_folder
 from afs_mlx.schema.case import CaseResult
 from afs_mlx.schema.expert import Shot, opening_turns
 from afs_mlx.schema.message import Message
@@ -57,11 +60,42 @@ class EvaluateResult:
     why_unverified: str
 
 
+def config_for(found: Answerer, suite: Path, workspace: Workspace) -> EvaluateConfig:
+    """The evaluation of what answers on a suite's TOML file; the result lies below evals/results/.
+
+    A run is held against the bare base under the same version's prompt, where that was asked before.
+    """
+    expert, version = found.expert, found.expert.version if found.expert else None
+    home = expert.name if expert else (found.run.expert if found.run else "") or "models"
+    bare = replace(found, run=None, fused=False)
+    before = results_folder(workspace, home, bare.label) / f"{suite.stem}.json"
+    return EvaluateConfig(
+        suite=suite,
+        model_folder=found.base.folder,
+        base=found.base.identity,
+        demo=found.base.demo,
+        system=found.system,
+        shots=version.shots if version else (),
+        out=results_folder(workspace, home, found.label) / f"{suite.stem}.json",
+        adapter=found.run.path if found.run else None,
+        threshold=version.threshold if version else 0.0,
+        before=before if found.run is not None and before.is_file() else None,
+        label=found.label,
+    )
+
+
 def evaluate(config: EvaluateConfig, on_event: Callable[[CaseDone], None]) -> EvaluateResult:
     """Answer greedily, score, write the result file whole. Raises AfsError for a bad suite, base or adapter."""
     suite = load_suite(config.suite)
-    inputs = [input_file(path) for path in suite.files]
-    before = _score_in(config.before, inputs) if config.before else None
+    # What a score depends on beside the weights: two results are compared only where all of it is the same.
+    asked: dict[str, Any] = {
+        "inputs": [input_file(path) for path in suite.files],
+        "base": config.base,
+        "system": config.system,
+        "shots": [shot.model_dump() for shot in config.shots],
+        "decoding": {"greedy": True, "max_tokens": suite.header.max_tokens},
+    }
+    before = _score_in(config.before, asked) if config.before else None
     from afs_mlx.engine.adapters.attaching import load_with_adapter
     from afs_mlx.engine.inference.generation import Generator
 
@@ -80,11 +114,9 @@ def evaluate(config: EvaluateConfig, on_event: Callable[[CaseDone], None]) -> Ev
         **provenance("eval"),
         "suite": suite.name,
         "label": config.label,
-        "inputs": inputs,
-        "base": config.base,
+        **asked,
         "demo": config.demo,
         "adapter": config.adapter.name if config.adapter else "",
-        "decoding": {"greedy": True, "max_tokens": suite.header.max_tokens},
         "score": score.model_dump() if score else None,
         "checks": {name: value.model_dump() for name, value in checks.items()},
         "gate": verdict.model_dump(),
@@ -98,8 +130,9 @@ def evaluate(config: EvaluateConfig, on_event: Callable[[CaseDone], None]) -> Ev
     )
 
 
-def _score_in(path: Path, inputs: list[dict[str, Any]]) -> Score | None:
-    """The score of an earlier result, None when it was unverified or asked of another state of the suite."""
+def _score_in(path: Path, asked: dict[str, Any]) -> Score | None:
+    """The score of an earlier result, None when it was unverified or asked otherwise."""
     record = read_json(path, "the earlier result")
     value = record.get("score")
-    return Score.model_validate(value) if value and record.get("inputs") == inputs else None
+    same = all(record.get(key) == wanted for key, wanted in asked.items())
+    return Score.model_validate(value) if value and same else None

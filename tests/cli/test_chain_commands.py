@@ -103,3 +103,37 @@ def test_ctrl_c_while_training(rows: Path, tmp_path: Path, signals: int) -> None
         assert "finishing this step" in said
     else:
         assert status in ("failed", "interrupted"), "the second signal may come after the step had ended"
+
+
+def test_ctrl_c_before_the_training_of_a_build_ends_at_once(rows: Path, tmp_path: Path) -> None:
+    words = ["build", "din", "--base", "tiny-qwen2", "--data", str(rows), *QUICK]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "afs_mlx.cli.app", *words],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ.copy(),
+    )
+    assert process.stderr is not None
+    said = ""
+    while "[2/6]" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130, said + rest
+    assert "interrupted" in rest
+    assert "finishing this step" not in rest
+    assert not (tmp_path / "workspace" / "adapters").exists(), "nothing was trained"
+
+
+def test_build_prints_one_json_object(rows: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["build", "din", "--base", "tiny-qwen2", "--data", str(rows), "--force", "--json", *QUICK]
+    )
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["demo"] is True
+    assert Path(record["gguf"]).is_file()
+    assert 0 <= record["score_after"]["value"] <= 1

@@ -101,7 +101,7 @@ def test_auto_leaves_a_base_that_does_not_fit_in_memory(
 ) -> None:
     folder = snapshot(hub, "org/Own-4bit", tiny_base)
     embed(tiny_base)
-    memory = SimpleNamespace(here=lambda: SimpleNamespace(memory_bytes=1_000_000))
+    memory = SimpleNamespace(here=lambda: SimpleNamespace(memory_bytes=1_000_000, apple_silicon=True))
     monkeypatch.setattr(location, "Machine", memory)
     chosen = choose_base("auto", "own-3b", BASES)
     assert chosen.id == "smollm2-135m"
@@ -114,7 +114,7 @@ def test_a_base_that_does_not_fit_without_the_embedded_one(
     hub: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot(hub, "org/Own-4bit", tiny_base)
-    memory = SimpleNamespace(here=lambda: SimpleNamespace(memory_bytes=1_000_000))
+    memory = SimpleNamespace(here=lambda: SimpleNamespace(memory_bytes=1_000_000, apple_silicon=True))
     monkeypatch.setattr(location, "Machine", memory)
     with pytest.raises(MissingError, match="does not fit") as caught:
         choose_base("auto", "own-3b", BASES)
@@ -182,8 +182,35 @@ def test_a_local_folder_is_a_base_by_its_path(tiny_base: Path, tmp_path: Path, m
 
 
 def test_a_folder_that_is_no_model_is_not_a_base(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="neither a base id nor a model folder"):
+    with pytest.raises(MissingError, match="no complete model in this folder"):
         choose_base(str(tmp_path), "own-3b", BASES)
+
+
+def test_off_apple_silicon_a_base_takes_four_bytes_a_parameter(
+    hub: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot(hub, "org/Own-4bit", tiny_base)
+    embed(tiny_base)
+    large = {**BASES, "own-3b": BASES["own-3b"].model_copy(update={"parameters": 3_000_000_000})}
+    for apple_silicon, expected in ((True, "own-3b"), (False, "smollm2-135m")):
+        machine = SimpleNamespace(memory_bytes=16_000_000_000, apple_silicon=apple_silicon)
+        monkeypatch.setattr(location, "Machine", SimpleNamespace(here=lambda machine=machine: machine))
+        assert choose_base("auto", "own-3b", large).id == expected
+
+
+def test_a_repository_name_means_its_base(hub: Path, tiny_base: Path) -> None:
+    snapshot(hub, "org/Own-4bit", tiny_base)
+    assert choose_base("org/own-4bit", "own-3b", BASES).id == "own-3b"
+
+
+def test_our_own_folders_keep_their_name_and_label(tiny_base: Path, tmp_path: Path) -> None:
+    embed(tiny_base)
+    embedded = choose_base("smollm2-135m", "own-3b", BASES).folder
+    assert choose_base(str(embedded), "own-3b", BASES) == choose_base("smollm2-135m", "own-3b", BASES)
+    fused = tmp_path / "fused"
+    shutil.copytree(tiny_base, fused)
+    (fused / "manifest.json").write_text('{"demo": true}')
+    assert choose_base(str(fused), "own-3b", BASES).demo
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:

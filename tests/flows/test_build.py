@@ -172,7 +172,7 @@ def test_every_artifact_is_whole_and_names_what_it_was_made_from(built: Built) -
     assert files(workspace.splits / "small") == {"train.jsonl", "valid.jsonl", "manifest.json"}
 
     results = workspace.results / "din"
-    assert files(results) == {"base-tiny-qwen2/three.json", f"{run.name}/three.json"}
+    assert files(results) == {"base-tiny-qwen2-v1/three.json", f"{run.name}/three.json"}
     assert json.loads((results / run.name / "three.json").read_text())["adapter"] == run.name
 
     assert result.fused is not None
@@ -313,7 +313,7 @@ def test_a_second_build_that_fails_leaves_the_first_one_whole(config: BuildConfi
     with pytest.raises(KeyboardInterrupt):
         build(replace(config, recipe=IDLE), on_event)
     # Written anew, whole, with another time in it.
-    again = [root / "evals" / "results" / "din" / "base-tiny-qwen2", root / "data" / "splits" / "small"]
+    again = [root / "evals" / "results" / "din" / "base-tiny-qwen2-v1", root / "data" / "splits" / "small"]
     for path, digest in kept.items():
         assert path.parent in again or sha256_of(path) == digest, path
     assert Run.read(created[0]).status == ("failed" if where == "train" else "finished")

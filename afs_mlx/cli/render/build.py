@@ -1,9 +1,14 @@
 """The build's stages while they run, and the report at its end."""
 
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from afs_mlx.cli.errors import stoppable
 from afs_mlx.cli.render.console import duration, err, notice, out, size, step
 from afs_mlx.cli.render.progress import TrainingView, count_progress
 from afs_mlx.core.paths import Workspace
@@ -26,27 +31,23 @@ WORDS = {
 class BuildView:
     """One heading a stage; within it the stage's own progress."""
 
-    def __init__(self, workspace: Workspace, stages: int) -> None:
-        self._workspace, self._stages = workspace, stages
+    def __init__(self, workspace: Workspace, stages: int, stop: threading.Event) -> None:
+        self._workspace, self._stages, self._stop = workspace, stages, stop
+        self._stage = ExitStack()
         self._training: TrainingView | None = None
-        self._counting: Any = None
-        self._count: Any = None
+        self._count: Callable[[int, int, str], None] = lambda done, total, words: None
 
     def __enter__(self) -> "BuildView":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self._stage.close()
 
     def __call__(self, event: BuildEvent) -> None:
         if isinstance(event, StageStarted):
-            self._close()
+            self._stage.close()
             step(f"[{event.number}/{self._stages}] {event.name}: {WORDS[event.name]}")
-            if event.name == "train":
-                self._training = TrainingView().__enter__()
-            elif event.name in ("base score", "score", "export"):
-                self._counting = count_progress("  answers" if "score" in event.name else "  tensors")
-                self._count = self._counting.__enter__()
+            self._begin(event.name)
         elif isinstance(event, CaseDone):
             words = {True: "passed", False: "failed", None: "not verified"}[event.result.passed]
             self._count(event.done, event.total, f"{event.result.id} {words}")
@@ -57,13 +58,13 @@ class BuildView:
         elif not isinstance(event, BaseChosen) and self._training:
             self._training(event)
 
-    def _close(self) -> None:
-        if self._training:
-            self._training.__exit__(None)
-            self._training = None
-        if self._counting:
-            self._counting.__exit__(None, None, None)
-            self._counting = None
+    def _begin(self, stage: str) -> None:
+        """The stage's own display. Only training can end early with something to keep; elsewhere Ctrl-C is Ctrl-C."""
+        if stage == "train":
+            self._stage.enter_context(stoppable("the adapter", self._stop))
+            self._training = self._stage.enter_context(TrainingView())
+        elif stage in ("base score", "score", "export"):
+            self._count = self._stage.enter_context(count_progress("  answers" if "score" in stage else "  tensors"))
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ def report(
         rows.append(("GGUF", f"{workspace.shown(result.exported.gguf)} ({size(result.exported.size_bytes)})"))
         rows.append(("Modelfile", workspace.shown(result.exported.modelfile)))
     rows.append(("time", duration(elapsed_s)))
-    rows.append(("chat", f"afs-mlx chat --expert {expert.name}"))
+    command = workspace.shown(Path(sys.argv[0]).absolute()) if Path(sys.argv[0]).name == "afs-mlx" else "afs-mlx"
+    rows.append(("chat", f"{command} chat --expert {expert.label} --run {trained.path.name}"))
     record: dict[str, Any] = {
         "expert": expert.label,
         "base": base.id,

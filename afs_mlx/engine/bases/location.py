@@ -49,7 +49,7 @@ def choose_base(wanted: str, own: str, bases: Mapping[str, Base]) -> BaseFolder:
     if wanted != AUTO:
         return _named(wanted, bases)
     own_folder = locate(bases[own]) if own in bases else _local(own)
-    if own_folder is not None and _fits(own_folder):
+    if own_folder is not None and _fits(own_folder, bases.get(own)):
         return BaseFolder(own, own_folder, own in bases and bases[own].demo)
     why = "is not on this machine" if own_folder is None else "does not fit in this machine's memory"
     embedded = locate(bases[EMBEDDED])
@@ -116,18 +116,30 @@ def weights_hash(folder: Path) -> str:
 
 
 def _named(wanted: str, bases: Mapping[str, Base]) -> BaseFolder:
-    base = bases.get(wanted)
+    base = bases.get(wanted) or next((b for b in bases.values() if wanted.lower() in b.lineage), None)
     if base is None:
-        folder = _local(wanted)
-        if folder is None:
-            near = closest(wanted, list(bases))
-            raise UsageError(f"{wanted!r} is neither a base id nor a model folder", "--base", near)
-        return BaseFolder(str(folder), folder, demo=False)
+        return _folder(wanted, bases)
     folder = locate(base)
     if folder is None:
-        instead = "" if wanted == EMBEDDED else f", or --base {EMBEDDED}"
-        raise MissingError(f"the base {wanted} is not on this machine", "--base", f"afs-mlx pull {wanted}{instead}")
-    return BaseFolder(wanted, folder, base.demo)
+        instead = "" if base.id == EMBEDDED else f", or --base {EMBEDDED}"
+        raise MissingError(f"the base {base.id} is not on this machine", "--base", f"afs-mlx pull {base.id}{instead}")
+    return BaseFolder(base.id, folder, base.demo)
+
+
+def _folder(wanted: str, bases: Mapping[str, Base]) -> BaseFolder:
+    """A local model folder; what we converted, built or fused ourselves keeps its name and its demo label."""
+    folder = _local(wanted)
+    if folder is None:
+        if Path(wanted).is_absolute() or wanted.startswith((".", "~")):
+            raise MissingError("there is no complete model in this folder", wanted, "check the path, or pull a base")
+        near = closest(wanted, list(bases))
+        raise UsageError(f"{wanted!r} is neither a base id nor a model folder", "--base", near)
+    own = next((base for base in bases.values() if folder == own_folder(base.id).resolve()), None)
+    if own is not None:
+        return BaseFolder(own.id, folder, own.demo)
+    manifest = folder / "manifest.json"
+    record = read_json(manifest, "the model's manifest") if manifest.is_file() else {}
+    return BaseFolder(str(folder), folder, demo=record.get("demo") is True)
 
 
 def _local(name: str) -> Path | None:
@@ -135,9 +147,16 @@ def _local(name: str) -> Path | None:
     return folder.resolve() if is_model_folder(folder) else None
 
 
-def _fits(folder: Path) -> bool:
-    """Weights, activations and the system together: a base may take two thirds of the memory."""
-    return folder_size_bytes(folder) < Machine.here().memory_bytes * 2 / 3
+def _fits(folder: Path, base: Base | None) -> bool:
+    """Weights, activations and the system together: a base may take two thirds of the memory.
+
+    Off Apple Silicon it is held in float32, whatever it is on disk.
+    """
+    machine = Machine.here()
+    held_bytes = folder_size_bytes(folder)
+    if base is not None and not machine.apple_silicon:
+        held_bytes = max(held_bytes, base.parameters * 4)
+    return held_bytes < machine.memory_bytes * 2 / 3
 
 
 def _revision(folder: Path) -> str:
