@@ -12,8 +12,8 @@ from afs_mlx.core.paths import Workspace
 from afs_mlx.engine.adapters.lineage import fit_notice
 from afs_mlx.engine.bases.location import AUTO, BaseFolder, choose_base, is_model_folder
 from afs_mlx.experts.catalog import Catalog, ChosenExpert
-from afs_mlx.runs.folder import Run, find_run
-from afs_mlx.runs.selection import select
+from afs_mlx.runs.folder import Run
+from afs_mlx.runs.selection import select, usable_run
 from afs_mlx.schema.expert import DEFAULT_BASE
 
 
@@ -95,10 +95,7 @@ def for_expert(
         return _with_run(expert, found, None, "", (found.notice,))
     trained, pinned = _is_trained(expert), expert.expert.pinned
     if run or (trained and pinned):
-        named = find_run(workspace, expert.name, run or pinned)
-        if not named.usable:
-            fix = "name another run"
-            raise MissingError(f"run {named.name!r} holds no finished adapter ({named.status})", str(named.path), fix)
+        named = usable_run(workspace, expert.name, run or pinned)
         return _with_run(expert, _base_of(named, base, catalog), named, "named" if run else "pinned", ())
     found = choose_base(base, own, catalog.bases)
     if not trained:

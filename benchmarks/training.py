@@ -35,13 +35,16 @@ def ours() -> dict[str, float]:
 
 def peer() -> dict[str, float]:
     """The same rows through mlx_lm.tuner.trainer.train."""
+    import afs_mlx.engine  # noqa: F401  (OpenBLAS before mlx, for the peer as for us)
+
+    base, examples = _base_and_rows()
+
     import mlx.core as mx
     import mlx.optimizers as optim
     from mlx_lm.tuner.datasets import CacheDataset, ChatDataset
     from mlx_lm.tuner.trainer import TrainingArgs, train
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
-    base, examples = _base_and_rows()
     base.model.freeze()
     linear_to_lora_layers(base.model, LAYERS, {"rank": RANK, "scale": 2.0, "dropout": 0.0})
     data = [{"messages": [message.as_dict() for message in example.messages]} for example in examples]

@@ -22,7 +22,8 @@ def doctor(as_json: AsJson = False) -> None:
         return
     console = out()
     console.print(
-        f"machine    {report.machine.processor}, {report.machine.cores} cores, {size(report.machine.memory_bytes)}"
+        f"machine    {report.machine.processor}, {report.machine.cores} cores, {size(report.machine.memory_bytes)}",
+        markup=False,
     )
     console.print(f"system     {report.machine.system}, Python {report.machine.python}", markup=False)
     console.print("packages   " + ", ".join(f"{n} {v}" for n, v in report.packages.items() if v), markup=False)

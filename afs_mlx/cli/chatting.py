@@ -1,12 +1,16 @@
 """`afs-mlx chat`: a REPL, or one answer for a prompt or piped input."""
 
+import select
 import sys
 from typing import Annotated
 
 import typer
 
 from afs_mlx.cli.options import BaseName, RunName
+from afs_mlx.cli.render.console import notice
 from afs_mlx.core.errors import UsageError
+
+PIPE_SILENT_S = 2.0
 
 
 def chat(
@@ -53,9 +57,8 @@ def chat(
     )
     view = ChatView()
     session = ChatSession(config, view)
-    if not sys.stdin.isatty():
-        piped = sys.stdin.read().strip()
-        prompt = "\n\n".join(part for part in (prompt, piped) if part)
+    if sys.stdin is None or not sys.stdin.isatty():
+        prompt = "\n\n".join(part for part in (prompt, _piped()) if part)
         if not prompt:
             raise UsageError(
                 "there is no question: the piped input is empty", "chat", "pipe a question, or give one as PROMPT"
@@ -64,3 +67,19 @@ def chat(
         answer(session, prompt)
     else:
         converse(session, view)
+
+
+def _piped() -> str:
+    """What comes through the pipe, to its end; a pipe that is silent at first is said to be waited for."""
+    if sys.stdin is None:
+        return ""
+    try:
+        if not select.select([sys.stdin], [], [], PIPE_SILENT_S)[0]:
+            notice("waiting for piped input; without any, add </dev/null")
+    except (OSError, ValueError):  # no file behind it, as in a test or a notebook: nothing to wait for
+        pass
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        fix = "convert it first, for example with iconv -t utf-8"
+        raise UsageError(f"the piped input is not UTF-8: {error.reason} at byte {error.start}", "chat", fix) from error

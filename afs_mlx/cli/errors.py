@@ -35,6 +35,12 @@ def handled[**P, R](command: Callable[P, R]) -> Callable[P, R]:
             # The reader left; Python would complain again when it flushes stdout at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(ExitCode.OK) from error
+        except OSError as error:
+            if os.environ.get(DEBUG):
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            err().print(f"error: {where}{error.strerror or error}", style="red", markup=False)
+            raise typer.Exit(ExitCode.ERROR) from error
 
     return run
 

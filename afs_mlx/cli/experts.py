@@ -1,6 +1,6 @@
 """`afs-mlx experts`: the catalog, read with the user's overlay."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,7 @@ def list_experts(as_json: AsJson = False) -> None:
 
     workspace = Workspace.find()
     catalog = Catalog.load(workspace)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "expert": name,
             "versions": list(expert.versions),
@@ -42,12 +42,14 @@ def list_experts(as_json: AsJson = False) -> None:
         emit_json({"experts": rows})
         return
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("expert", "versions", "runs", "does"):
         table.add_column(heading)
     for row in rows:
-        table.add_row(str(row["expert"]), " ".join(row["versions"]), str(row["runs"]), str(row["title"]))  # type: ignore[arg-type]
+        cells = (row["expert"], " ".join(row["versions"]), row["runs"], row["title"])
+        table.add_row(*(Text(str(cell)) for cell in cells))
     out().print(table)
 
 

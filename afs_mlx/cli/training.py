@@ -88,5 +88,10 @@ def train(
             markup=False,
         )
         out().print(workspace.shown(result.path), markup=False)
+    if not result.improved:
+        notice(
+            "no step was better than the base on the validation rows, so this run will not answer: "
+            "lower learning_rate, bring more rows, or let it run longer"
+        )
     if result.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)

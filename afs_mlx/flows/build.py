@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from afs_mlx.answering import Answerer
-from afs_mlx.core.errors import RefusedError
+from afs_mlx.core.errors import AfsError, RefusedError
 from afs_mlx.core.paths import Workspace
 from afs_mlx.engine.bases.location import choose_base
 from afs_mlx.experts.catalog import Catalog, ChosenExpert
@@ -85,6 +85,12 @@ def build(config: BuildConfig, on_event: Callable[[BuildEvent], None]) -> BuildR
     before = _score(config, None, None, on_event)
     stage("train")
     trained = _train(config, data, on_event)
+    if not trained.improved and not trained.interrupted:
+        raise AfsError(
+            "no step was better than the base on the validation rows, so there is nothing to ship",
+            str(trained.path),
+            "lower learning_rate (--set learning_rate=…), bring more rows, or train longer (--set epochs=…)",
+        )
     if trained.interrupted:
         return BuildResult(data, before, trained, None, None, None)
     run = Run.read(trained.path)

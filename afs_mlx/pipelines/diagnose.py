@@ -2,6 +2,8 @@
 
 import importlib.util
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ from afs_mlx.core.machine import Machine
 from afs_mlx.core.manifest import PACKAGES, package_version
 from afs_mlx.core.paths import Workspace
 from afs_mlx.experts.catalog import Catalog
+
+# In a process of its own: a broken library may end the process that loads it.
+PROBE = [sys.executable, "-c", "import mlx.core as mx; mx.eval(mx.zeros(1)); print(mx.default_device())"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,14 @@ def _mlx(machine: Machine) -> Check:
         return Check("mlx", False, "this Python runs under Rosetta, where mlx has no wheel", fix)
     if importlib.util.find_spec("mlx") is None or importlib.util.find_spec("mlx_lm") is None:
         return Check("mlx", False, "not installed", "make setup")
-    return Check("mlx", True, "trains and runs on " + ("Metal" if machine.apple_silicon else "this CPU, in float32"))
+    try:
+        done = subprocess.run(PROBE, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check("mlx", False, f"does not start: {error}", "make clean setup")
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return Check("mlx", False, f"does not start: {last}", "make clean setup")
+    return Check("mlx", True, "trains and runs on " + ("Metal" if "gpu" in done.stdout else "this CPU, in float32"))
 
 
 def _blas(machine: Machine) -> Check:

@@ -48,6 +48,7 @@ def export(config: ExportConfig, on_tensor: Callable[[int, int], None]) -> Expor
     parent = config.model_folder / "manifest.json"
     target = config.model_folder / "gguf" / f"{config.name}-{config.file_type}.gguf"
     # The Modelfile first in memory: a prompt that cannot be written should not cost minutes of quantising.
+    record = read_json(parent, "the fused model's manifest") if parent.is_file() else {}
     text = render_modelfile(
         f"./{target.name}",
         template=TEMPLATES[chat_format(config.model_folder)],
@@ -59,12 +60,13 @@ def export(config: ExportConfig, on_tensor: Callable[[int, int], None]) -> Expor
             "num_ctx": config.sampling.context_tokens,
             "num_predict": config.sampling.max_tokens,
         },
+        license_text=str(record.get("license") or ""),
         messages=[turn for shot in config.shots for turn in (("user", shot.user), ("assistant", shot.assistant))],
     )
     report = export_gguf(config.model_folder, target, config.file_type, name=config.name, on_tensor=on_tensor)
     modelfile = target.with_name("Modelfile")
     write_text(modelfile, text)
-    record = {
+    exported = {
         **provenance("export gguf"),
         "name": config.name,
         "type": config.file_type,
@@ -74,7 +76,7 @@ def export(config: ExportConfig, on_tensor: Callable[[int, int], None]) -> Expor
             "sha256": report.sha256,
             "tensors": report.tensors,
         },
-        "parent": read_json(parent, "the fused model's manifest") if parent.is_file() else {},
+        "parent": record,
     }
-    write_json(target.with_name("manifest.json"), record)
+    write_json(target.with_name("manifest.json"), exported)
     return ExportResult(target, modelfile, report.size_bytes, report.tensors, report.sha256)

@@ -55,6 +55,7 @@ def fuse(config: FuseConfig) -> FuseResult:
             "version": run.record.get("version", ""),
             "demo": run.record.get("demo", False),
             "system": run.record.get("system", ""),
+            "license": catalogued.license if catalogued else "",
             "base": {**base.identity, "fused_into_sha256": weights_hash(original or base.folder)},
             "parent": {"run": run.name, **input_file(run.path / WEIGHTS)},
             "dtype": done.dtype,

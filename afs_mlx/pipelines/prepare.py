@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from afs_mlx.core.errors import AfsError, MissingError, problems
-from afs_mlx.core.files import write_folder, write_json
+from afs_mlx.core.files import read_json, write_folder, write_json
 from afs_mlx.core.jsonl import write_jsonl
 from afs_mlx.core.manifest import input_file, provenance
 from afs_mlx.core.paths import Workspace
@@ -54,6 +54,7 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     _refuse_suite_rows(examples, suite, config.data)
     rows = split(examples, VALID_SHARE, config.seed, str(config.data))
     folder = config.workspace.splits / config.data.stem
+    _refuse_foreign(folder)
     record = {
         "inputs": [input_file(config.data, len(examples))],
         "suite": suite.name if suite else "",
@@ -65,6 +66,18 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     }
     write_folder(folder, lambda target: _write(target, rows, record))
     return PrepareResult(config.data.stem, rows.train, rows.valid, record, folder)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """A split is replaced whole, so only a folder that was made here may be."""
+    manifest = folder / "manifest.json"
+    made_here = manifest.is_file() and "afs-mlx" in str(read_json(manifest, "the split's manifest").get("made_by", ""))
+    if folder.exists() and not made_here:
+        raise AfsError(
+            "the split would replace a folder that afs-mlx did not make",
+            str(folder),
+            f"name that folder with --data {folder}, or rename it or your file",
+        )
 
 
 def _folder(config: PrepareConfig, suite: Suite | None) -> PrepareResult:

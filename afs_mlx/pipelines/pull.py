@@ -46,7 +46,7 @@ type PullEvent = Size | Fetched | Note
 
 @dataclass(frozen=True)
 class PullResult:
-    """Where the base lies; None after a dry run. `fetched` is False when it was there already."""
+    """Where the base lies, None when a dry run found none. `fetched` is False when it was there already."""
 
     folder: Path | None
     fetched: bool
@@ -94,24 +94,35 @@ def _verified(folder: Path) -> str:
     from afs_mlx.core.errors import AfsError
 
     try:
-        from afs_mlx.engine.bases.loading import verify_base
-    except ImportError as error:
+        from afs_mlx.engine.bases.loading import WrongAnswerError, verify_base
+    except (ImportError, RuntimeError, OSError) as error:
         return f"not verified: mlx does not start here ({error})"
     try:
         verify_base(folder)
-    except AfsError:
+    except WrongAnswerError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    except AfsError as error:
+        return f"not verified: {error.what}"
     return "its greedy answer is llama.cpp's, token for token"
 
 
 def _pull_hub(config: PullConfig, on_event: Callable[[PullEvent], None]) -> PullResult:
     from afs_mlx.clients.hub import hub_download, hub_size
+    from afs_mlx.core.errors import MissingError
+    from afs_mlx.engine.bases.location import hub_snapshot
 
     repository = (config.base.original if config.original else "") or config.base.hub or config.base.original
-    listing = hub_size(repository, None)
+    here = hub_snapshot(repository)
+    try:
+        listing = hub_size(repository, None)
+    except MissingError as error:
+        if here is None:
+            raise
+        on_event(Note(f"{error.what}; the copy on this machine is complete and stays"))
+        return PullResult(here, False, f"revision {here.name}")
     on_event(Size(repository, listing.size_bytes, len(listing.files), listing.commit))
-    if config.dry_run:
-        return PullResult(None, False, "")
+    if config.dry_run or (here is not None and here.name == listing.commit):
+        return PullResult(here, False, f"revision {here.name}" if here else "")
     folder = hub_download(repository, listing.commit, lambda done, total: on_event(Fetched(done, total)))
     return PullResult(folder, True, f"revision {listing.commit}")

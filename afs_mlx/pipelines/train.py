@@ -70,6 +70,7 @@ class TrainResult:
     elapsed_s: float
     peak_memory_gb: float
     interrupted: bool
+    improved: bool
 
 
 def train(config: TrainConfig, on_event: Callable[[TrainEvent], None]) -> TrainResult:
@@ -112,7 +113,9 @@ def train(config: TrainConfig, on_event: Callable[[TrainEvent], None]) -> TrainR
         lora.write(path, loaded.model, config.recipe, keys, base.identity, base.folder, config.expert)
         summary = asdict(trained)
         del summary["weights"]
-        status = "interrupted" if trained.interrupted else "finished"
+        # Step 0 is the base itself: such an adapter must not be taken for a trained one.
+        improved = trained.best_step > 0
+        status = ("interrupted" if trained.interrupted else "finished") if improved else "untrained"
         write_json(path / "run.json", {**record, "status": status, "finished_at": now(), "metrics": summary})
     except BaseException as error:
         _mark_failed(path, record, error)
@@ -129,6 +132,7 @@ def train(config: TrainConfig, on_event: Callable[[TrainEvent], None]) -> TrainR
         elapsed_s=trained.elapsed_s,
         peak_memory_gb=trained.peak_memory_gb,
         interrupted=trained.interrupted,
+        improved=improved,
     )
 
 

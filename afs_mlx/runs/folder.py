@@ -11,6 +11,7 @@ from afs_mlx.core.errors import AfsError, MissingError
 from afs_mlx.core.files import disk_error, read_json, write_json
 from afs_mlx.core.manifest import now
 from afs_mlx.core.paths import Workspace
+from afs_mlx.schema.expert import NAME
 
 WEIGHTS = "adapters.safetensors"
 
@@ -45,7 +46,11 @@ class Run:
         """Raises AfsError when the folder holds no whole run."""
         if not (path / "run.json").is_file():
             raise AfsError("the folder holds no run.json", str(path), "name a folder below adapters/<expert>/")
-        return cls(path, read_json(path / "run.json", "run.json"))
+        run = cls(path, read_json(path / "run.json", "run.json"))
+        if run.expert and not NAME.match(run.expert):
+            # The name becomes a folder below fused/ and evals/results/.
+            raise AfsError(f"{run.expert!r} is no expert's name", str(path / "run.json"), "correct the key `expert`")
+        return run
 
     @property
     def usable(self) -> bool:

@@ -228,3 +228,19 @@ def test_what_only_resembles_a_case_is_no_leak(workspace: Workspace, tmp_path: P
     result = prepare(PrepareConfig(data, workspace, suite))
     assert isinstance(result, PrepareResult)
     assert len(result.train) + len(result.valid) == 4
+
+
+def test_a_folder_that_was_not_made_here_is_not_replaced(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    own = workspace.splits / "mine"
+    own.mkdir(parents=True)
+    (own / "test.jsonl").write_text("precious")
+    data = tmp_path / "mine.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n')
+    with pytest.raises(AfsError, match="did not make"):
+        prepare(PrepareConfig(data, workspace))
+    assert (own / "test.jsonl").read_text() == "precious"
+    (own / "test.jsonl").unlink()
+    own.rmdir()
+    prepare(PrepareConfig(data, workspace))
+    prepare(PrepareConfig(data, workspace))

@@ -1,4 +1,4 @@
-"""Which adapter answers: explicit, pinned, best that passed on this base, latest."""
+"""Which adapter is taken: best that passed on this base, latest; a named one only when it is whole."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ import pytest
 from afs_mlx.core.errors import AfsError, MissingError
 from afs_mlx.core.files import write_json
 from afs_mlx.core.paths import Workspace
-from afs_mlx.runs.folder import WEIGHTS, create
-from afs_mlx.runs.selection import results_folder, select
+from afs_mlx.runs.folder import WEIGHTS, Run, create
+from afs_mlx.runs.selection import results_folder, select, usable_run
 
 REAL, DEMO = "qwen2.5-coder-3b", "smollm2-135m"
 
@@ -38,8 +38,8 @@ def scored(workspace: Workspace, name: str, value: float | None, passed: bool, s
     write_json(results_folder(workspace, "din", name) / f"{suite}.json", record)
 
 
-def chosen(workspace: Workspace, base: str = REAL, version: str = "v2", **names: str) -> tuple[str, str] | None:
-    found = select(workspace, "din", version, base, **names)
+def chosen(workspace: Workspace, base: str = REAL, version: str = "v2") -> tuple[str, str] | None:
+    found = select(workspace, "din", version, base)
     return (found.run.name, found.reason) if found else None
 
 
@@ -116,9 +116,8 @@ def test_failed_runs_are_never_chosen(workspace: Workspace, status: str) -> None
     run(workspace, "bad", 2, status=status)
     scored(workspace, "bad", 1.0, passed=True)
     assert chosen(workspace) == ("good", "latest; none has passed its gate")
-    for how in ("explicit", "pinned"):
-        with pytest.raises(MissingError, match=r"run 'bad' holds no finished adapter"):
-            chosen(workspace, **{how: "bad"})
+    with pytest.raises(MissingError, match=r"run 'bad' holds no finished adapter"):
+        usable_run(workspace, "din", "bad")
 
 
 def test_a_run_without_weights_is_never_chosen(workspace: Workspace) -> None:
@@ -126,7 +125,7 @@ def test_a_run_without_weights_is_never_chosen(workspace: Workspace) -> None:
     (workspace.adapters / "din" / "bare" / WEIGHTS).unlink()
     assert chosen(workspace) is None
     with pytest.raises(MissingError, match="holds no finished adapter"):
-        chosen(workspace, explicit="bare")
+        usable_run(workspace, "din", "bare")
 
 
 def test_runs_of_another_version_are_left_out(workspace: Workspace) -> None:
@@ -139,26 +138,42 @@ def test_runs_of_another_version_are_left_out(workspace: Workspace) -> None:
     assert chosen(workspace, version="v3") == ("imported", "latest; none has passed its gate")
 
 
-def test_an_explicit_run_beats_a_pinned_one_beats_the_best(workspace: Workspace) -> None:
-    for number, name in enumerate(["named", "pinned", "best"]):
-        run(workspace, name, number, base=DEMO if name != "best" else REAL)
-    scored(workspace, "best", 0.9, passed=True)
-    assert chosen(workspace, explicit="named", pinned="pinned") == ("named", "named")
-    assert chosen(workspace, pinned="pinned") == ("pinned", "pinned")
-    assert chosen(workspace) == ("best", "best that passed its gate, 0.90")
-
-
 def test_a_named_run_that_is_not_there(workspace: Workspace) -> None:
     run(workspace, "r1", 1)
-    for how in ("explicit", "pinned"):
-        with pytest.raises(MissingError, match="din has no run 'r2'") as caught:
-            chosen(workspace, **{how: "r2"})
-        assert caught.value.fix == "runs: r1"
+    with pytest.raises(MissingError, match="din has no run 'r2'") as caught:
+        usable_run(workspace, "din", "r2")
+    assert caught.value.fix == "runs: r1"
 
 
-def test_a_broken_result_is_named(workspace: Workspace) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"score": ',
+        '{"gate": true}',
+        '{"score": null, "gate": {"passed": true}}',
+        '{"score": {"value": 3}, "gate": {"passed": true}}',
+    ],
+)
+def test_a_broken_result_passes_nothing(workspace: Workspace, text: str) -> None:
+    run(workspace, "r1", 1)
+    run(workspace, "r2", 2)
+    scored(workspace, "r1", 0.5, passed=True)
+    scored(workspace, "r2", 0.9, passed=True)
+    (results_folder(workspace, "din", "r2") / "optimisation.json").write_text(text)
+    assert chosen(workspace) == ("r1", "best that passed its gate, 0.50")
+
+
+def test_hidden_files_are_no_results(workspace: Workspace) -> None:
     run(workspace, "r1", 1)
     scored(workspace, "r1", 0.5, passed=True)
-    (results_folder(workspace, "din", "r1") / "optimisation.json").write_text('{"score": ')
-    with pytest.raises(AfsError, match="an evaluation result is not valid JSON"):
-        chosen(workspace)
+    (results_folder(workspace, "din", "r1") / "._optimisation.json").write_bytes(b"\x00\x05")
+    assert chosen(workspace) == ("r1", "best that passed its gate, 0.50")
+
+
+def test_a_run_cannot_name_a_folder_elsewhere(workspace: Workspace) -> None:
+    run(workspace, "r1", 1)
+    path = workspace.adapters / "din" / "r1"
+    for expert in ("../..", "/home/somebody", "din/.."):
+        write_json(path / "run.json", {"expert": expert})
+        with pytest.raises(AfsError, match="is no expert's name"):
+            Run.read(path)

@@ -13,6 +13,7 @@ from afs_mlx.pipelines.chat import ChatSession
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import History
 
 HELP = """\
 /expert [NAME]   switch to an expert, or to auto; without a name, say who answers
@@ -67,7 +68,7 @@ class Repl:
                 answer(self._session, line.strip())
         except AfsError as error:
             err().print(f"error: {error}", style="red", markup=False)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, EOFError):
             self._say("stopped")
         return True
 
@@ -86,18 +87,26 @@ class Repl:
         self._say(f"{routed.route.expert}: {routed.route.reason}; keyword hits: {scores}")
 
     def _retry(self, _: str) -> None:
-        question = self._session.take_back()
-        if question is None:
-            raise UsageError("there is nothing to ask again", "/retry", "ask something first")
-        answer(self._session, question)
+        self._again("/retry", lambda question: question)
 
     def _edit(self, _: str) -> None:
-        question = self._session.take_back()
-        if question is None:
-            raise UsageError("there is nothing to edit", "/edit", "ask something first")
-        changed = self._ask(question).strip()
-        if changed:
-            answer(self._session, changed)
+        self._again("/edit", lambda question: self._ask(question).strip())
+
+    def _again(self, command: str, changed: Callable[[str], str]) -> None:
+        """Ask the last question again; the exchange is kept until a new answer has begun."""
+        kept = self._session.messages
+        if len(kept) < 2:
+            raise UsageError("there is nothing to ask again", command, "ask something first")
+        question = changed(kept[-2].content)
+        if not question:
+            return
+        self._session.take_back()
+        taken_back = self._session.messages
+        try:
+            answer(self._session, question)
+        finally:
+            if self._session.messages == taken_back:
+                self._session.messages = kept
 
     def _system(self, text: str) -> None:
         self._session.use_system(text or None)
@@ -151,7 +160,6 @@ def _prompt_session(session: ChatSession) -> "PromptSession[str]":
     """Line editing with a history kept in the user's cache, completion of commands and expert names."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import NestedCompleter
-    from prompt_toolkit.history import FileHistory
     from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.key_binding.key_processor import KeyPressEvent
 
@@ -163,11 +171,22 @@ def _prompt_session(session: ChatSession) -> "PromptSession[str]":
 
     words: dict[str, dict[str, None] | None] = dict.fromkeys(COMMANDS)
     words["/expert"] = dict.fromkeys([*session.expert_names, "auto"])
-    history = cache_folder() / "chat_history"
-    history.parent.mkdir(parents=True, exist_ok=True)
     return PromptSession(
-        history=FileHistory(str(history)),
+        history=_history(),
         completer=NestedCompleter.from_nested_dict(words),
         complete_while_typing=False,
         key_bindings=keys,
     )
+
+
+def _history() -> "History":
+    """The lines of earlier conversations; where the cache cannot be written, those of this one."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    path = cache_folder() / "chat_history"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(path))

@@ -1,5 +1,6 @@
 """The two consoles and the plain words for sizes, times and notices."""
 
+import errno
 import json
 import sys
 from functools import cache
@@ -16,7 +17,12 @@ def out() -> "Console":
     """Answers."""
     from rich.console import Console
 
-    return Console(soft_wrap=True, highlight=False)
+    class Pipe(Console):
+        def on_broken_pipe(self) -> None:
+            """The reader left, as `head` does; rich would exit with an error."""
+            raise BrokenPipeError(errno.EPIPE, "the reader left")
+
+    return Pipe(soft_wrap=True, highlight=False)
 
 
 @cache

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from afs_mlx.cli.render.console import duration, err
+from afs_mlx.cli.render.console import duration, err, size
 from afs_mlx.engine.training.events import Planned, Stepped, TrainingEvent, Validated
 
 PLAIN_EVERY_S = 15.0
@@ -18,7 +18,16 @@ def bytes_progress() -> Iterator[Callable[[int, int], None]]:
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err(), transient=True, disable=not err().is_terminal) as progress:
         task = progress.add_task("fetch", total=None, visible=False)
-        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+        printed_s = time.monotonic()
+
+        def count(done: int, total: int) -> None:
+            nonlocal printed_s
+            progress.update(task, completed=done, total=total, visible=True)
+            if not err().is_terminal and time.monotonic() - printed_s >= PLAIN_EVERY_S:
+                printed_s = time.monotonic()
+                err().print(f"  {size(done)} of {size(total)}", markup=False)
+
+        yield count
 
 
 @contextmanager

@@ -24,6 +24,10 @@ QUANTIZATION_KEYS = ("quantization", "quantization_config")
 AGAIN = "fetch the base again with afs-mlx pull, or name another folder"
 
 
+class WrongAnswerError(AfsError):
+    """The base loads, but its weights or its tokenizer are not what they should be."""
+
+
 @dataclass(frozen=True)
 class LoadedBase:
     """A base in memory; `config` describes the model as loaded, so it names no quantisation where that was undone."""
@@ -114,7 +118,8 @@ def verify_base(folder: Path) -> LoadedBase:
     ]
     if found:
         fix = f"delete the folder and run afs-mlx pull {smollm2.BASE_ID} again; if it stays, report this with your chip"
-        raise problems(found, "the converted base does not answer as it should", str(folder), fix)
+        error = problems(found, "the converted base does not answer as it should", str(folder), fix)
+        raise WrongAnswerError(error.what, error.where, error.fix)
     return base
 
 
