@@ -89,3 +89,11 @@ def test_doctor_reports_as_json() -> None:
     assert {check["name"] for check in report["checks"]} == {"mlx", "BLAS", "Asar", "Ollama"}
     assert report["bases"][0]["id"] == "qwen2.5-coder-3b"
     assert all(check["passed"] or check["fix"] for check in report["checks"])
+
+
+def test_doctor_notices_an_mlx_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = [sys.executable, "-c", "raise SystemExit('libmlx is broken')"]
+    monkeypatch.setattr("afs_mlx.pipelines.diagnose.PROBE", probe)
+    report = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
+    check = next(check for check in report["checks"] if check["name"] == "mlx")
+    assert (check["passed"], check["detail"]) == (False, "does not start: libmlx is broken")
