@@ -80,7 +80,8 @@ lock: setup ## resolve the dependencies again into requirements/*.txt
 	$(BIN)/uv pip compile --universal --python-version 3.12 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet --group dev pyproject.toml -o requirements/lock.txt
 	$(BIN)/uv pip compile --universal --python-version 3.12 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet requirements/asar.in -o requirements/asar.txt
 
-# The lock must resolve where we cannot run it, too: wheels for macOS arm64 and Linux, on each Python we name.
+# The lock must resolve where we cannot run it, too: wheels for macOS 14 arm64 and Linux, on each Python we name.
+lock-check: export MACOSX_DEPLOYMENT_TARGET := 14.0
 lock-check: setup
 	@for platform in aarch64-apple-darwin x86_64-manylinux_2_35; do for python in 3.12 3.13 3.14; do \
 	  $(BIN)/uv pip install --dry-run --quiet --target $(VENV)/lock-check --python-platform $$platform --python-version $$python --only-binary :all: --require-hashes -r requirements/lock.txt \
