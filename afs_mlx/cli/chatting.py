@@ -58,28 +58,39 @@ def chat(
     view = ChatView()
     session = ChatSession(config, view)
     if sys.stdin is None or not sys.stdin.isatty():
-        prompt = "\n\n".join(part for part in (prompt, _piped()) if part)
+        prompt = "\n\n".join(part for part in (prompt, _piped(prompt)) if part)
         if not prompt:
             raise UsageError(
                 "there is no question: the piped input is empty", "chat", "pipe a question, or give one as PROMPT"
             )
+    if any("\ud800" <= char <= "\udfff" for char in prompt):  # how Python shows an argument's bytes that are no UTF-8
+        raise UsageError("PROMPT is not UTF-8", "chat", "convert it first, for example with iconv -t utf-8")
     if prompt:
         answer(session, prompt)
     else:
         converse(session, view)
 
 
-def _piped() -> str:
-    """What comes through the pipe, to its end; a pipe that is silent at first is said to be waited for."""
+def _piped(prompt: str) -> str:
+    """What comes through the pipe, to its end; a silent pipe is waited for only where there is no PROMPT."""
     if sys.stdin is None:
         return ""
-    try:
-        if not select.select([sys.stdin], [], [], PIPE_SILENT_S)[0]:
-            notice("waiting for piped input; without any, add </dev/null")
-    except (OSError, ValueError):  # no file behind it, as in a test or a notebook: nothing to wait for
-        pass
+    if not _has_begun():
+        # A parent may hold the pipe open for as long as it lives: a question that is complete does not wait for it.
+        if prompt:
+            notice(f"nothing came through the pipe in {PIPE_SILENT_S:g} s: PROMPT is the question; slow input: < FILE")
+            return ""
+        notice("waiting for piped input; without any, add </dev/null")
     try:
         return sys.stdin.buffer.read().decode("utf-8").strip()
     except UnicodeDecodeError as error:
         fix = "convert it first, for example with iconv -t utf-8"
         raise UsageError(f"the piped input is not UTF-8: {error.reason} at byte {error.start}", "chat", fix) from error
+
+
+def _has_begun() -> bool:
+    """Whether a read would return now or soon: a file, an ended pipe, or one whose first bytes are there."""
+    try:
+        return bool(select.select([sys.stdin], [], [], PIPE_SILENT_S)[0])
+    except (OSError, ValueError):  # no file behind it, as in a test or a notebook: nothing to wait for
+        return True

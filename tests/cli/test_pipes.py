@@ -2,12 +2,16 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from afs_mlx.cli.app import app
+from afs_mlx.cli.render import progress
+from afs_mlx.pipelines.diagnose import diagnose
 
 ROOT = Path(__file__).parents[2]
 AFS = f"{sys.executable} -m afs_mlx.cli.app"
@@ -38,18 +42,40 @@ def test_a_prompt_and_a_pipe_are_one_question() -> None:
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
-    done = shell(f"{AFS} experts list | true; {AFS} experts show din --json | head -1")
+    done = shell(f"{AFS} experts list | true && {AFS} experts show din --json | true")
     assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr == ""
 
 
 def test_text_of_a_user_is_not_markup(tmp_path: Path) -> None:
     path = tmp_path / "workspace" / "experts.toml"
     path.parent.mkdir()
-    path.write_text('[zelda]\ntitle = "knows [/x] and [bold]"\n')
-    result = CliRunner().invoke(app, ["experts", "list"])
+    path.write_text('[zelda]\ntitle = "knows [/x], [bold] and :on:"\n')
+    for words in (["list"], ["show", "zelda"]):
+        result = CliRunner().invoke(app, ["experts", *words])
+        assert result.exit_code == 0, result.output
+        assert "knows [/x], [bold] and :on:" in result.output
+
+
+def test_the_name_of_a_processor_is_not_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = diagnose()
+    machine = replace(report.machine, processor="CPU [/x]")
+    monkeypatch.setattr("afs_mlx.pipelines.diagnose.diagnose", lambda: replace(report, machine=machine))
+    result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 0, result.output
-    assert "[/x]" in result.output
+    assert "machine    CPU [/x], " in result.output
+
+
+def test_a_download_without_a_terminal_speaks_in_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 10.0, 15.0, 16.0, 16.0, 40.0, 40.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with progress.bytes_progress() as count:
+        count(1_000_000, 2_000_000)
+        count(1_500_000, 2_000_000)
+        count(1_600_000, 2_000_000)
+    assert capsys.readouterr().err == "  1.5 MB of 2.0 MB\n"
 
 
 def test_an_operating_system_error_has_no_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -121,6 +121,22 @@ def test_save_writes_once(talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "the file exists already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/talk.md", "x" * 300, "a\0b"])
+def test_save_under_an_impossible_name(talk: Talk, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    talk.session.messages = list(EXCHANGE)
+    assert talk.repl.handle(f"/save {name}"), "the conversation goes on"
+    assert "this file cannot be" in capsys.readouterr().err
+    assert talk.session.messages == EXCHANGE
+
+
+def test_a_file_that_cannot_be_read_ends_the_answer_only(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    talk.answers = [PermissionError(13, "Permission denied", "/a/model"), BrokenPipeError()]
+    assert talk.repl.handle("hello")
+    assert "/a/model: Permission denied" in capsys.readouterr().err
+    with pytest.raises(BrokenPipeError):
+        talk.repl.handle("whoever read this has left")
+
+
 def test_system_and_clear(talk: Talk) -> None:
     talk.repl.handle("/system be brief")
     assert talk.session.system == "be brief"
@@ -137,3 +153,6 @@ def test_a_cache_that_cannot_be_written_costs_the_history_only(tmp_path: Path, m
     assert type(repl_module._history()).__name__ == "InMemoryHistory"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert type(repl_module._history()).__name__ == "FileHistory"
+    (tmp_path / "odd" / "afs-mlx" / "chat_history").mkdir(parents=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "odd"))
+    assert type(repl_module._history()).__name__ == "InMemoryHistory", "a folder is no history"

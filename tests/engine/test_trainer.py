@@ -120,7 +120,7 @@ def test_another_seed_gives_other_weights(tiny_base: Path, outcome: Outcome) -> 
 
 @pytest.mark.parametrize("setting", [{"layers": 2}, {"grad_checkpoint": True}, {"layers": 2, "grad_checkpoint": True}])
 def test_ways_to_save_work_or_memory_also_learn(tiny_base: Path, setting: dict[str, Any]) -> None:
-    found = Outcome(tiny_base, dropout=0.1, **setting)
+    found = Outcome(tiny_base, dropout=0.1, epochs=8, **setting)
     assert found.trained.best_valid_loss < 0.8 * found.trained.base_valid_loss
     trained_blocks = {name.split(".")[2] for name in found.trained.weights}
     assert trained_blocks == ({"2", "3"} if "layers" in setting else {"0", "1", "2", "3"})
@@ -143,7 +143,7 @@ def test_validation_does_not_disturb_the_training(tiny_base: Path) -> None:
 
 def test_the_best_weights_are_kept_not_the_last(tiny_base: Path) -> None:
     """Validation wants other answers to the same questions: first the form is learnt, then the wrong answer."""
-    found = Outcome(tiny_base, valid_answer="inc ${n}", epochs=12, learning_rate=2e-2)
+    found = Outcome(tiny_base, valid_answer="inc ${n}", epochs=24, learning_rate=4e-2)
     trained, last = found.trained, found.validations[-1]
     assert 0 < trained.best_step < trained.steps
     assert last.loss > 1.1 * trained.best_valid_loss

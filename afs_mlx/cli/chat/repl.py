@@ -68,6 +68,11 @@ class Repl:
                 answer(self._session, line.strip())
         except AfsError as error:
             err().print(f"error: {error}", style="red", markup=False)
+        except BrokenPipeError:  # whoever read the answers left
+            raise
+        except OSError as error:
+            problem = AfsError(error.strerror or str(error), str(error.filename or ""))
+            err().print(f"error: {problem}", style="red", markup=False)
         except (KeyboardInterrupt, EOFError):
             self._say("stopped")
         return True
@@ -115,8 +120,12 @@ class Repl:
     def _save(self, name: str) -> None:
         if not name:
             raise UsageError("a file is needed", "/save", "/save talk.md")
-        path = Path(name).expanduser()
-        if path.exists():
+        try:
+            path = Path(name).expanduser()
+            taken = path.exists()
+        except (OSError, RuntimeError, ValueError) as error:  # too long, no such ~user, a zero byte
+            raise UsageError(f"this file cannot be: {error}", "/save", "/save talk.md") from error
+        if taken:
             raise UsageError("the file exists already", name, "name another file")
         turns = [f"**{message.role}**\n\n{message.content}\n" for message in self._session.messages]
         write_text(path, "\n".join(turns))
@@ -187,6 +196,7 @@ def _history() -> "History":
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
+        path.open("a+b").close()  # touch is content with a folder, and with a file that is not to be written
     except OSError:
         return InMemoryHistory()
     return FileHistory(str(path))

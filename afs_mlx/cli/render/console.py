@@ -22,7 +22,7 @@ def out() -> "Console":
             """The reader left, as `head` does; rich would exit with an error."""
             raise BrokenPipeError(errno.EPIPE, "the reader left")
 
-    return Pipe(soft_wrap=True, highlight=False)
+    return Pipe(soft_wrap=True, highlight=False, emoji=False)  # emoji: `:on:` in a text is no name of one
 
 
 @cache
@@ -30,7 +30,7 @@ def err() -> "Console":
     """Notices and progress."""
     from rich.console import Console
 
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 
 def notice(text: str) -> None:
