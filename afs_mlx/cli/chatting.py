@@ -82,7 +82,7 @@ def _piped(prompt: str) -> str:
             return ""
         notice("waiting for piped input; without any, add </dev/null")
     try:
-        return sys.stdin.buffer.read().decode("utf-8").strip()
+        return sys.stdin.buffer.read().decode("utf-8").replace("\r\n", "\n").strip()
     except UnicodeDecodeError as error:
         fix = "convert it first, for example with iconv -t utf-8"
         raise UsageError(f"the piped input is not UTF-8: {error.reason} at byte {error.start}", "chat", fix) from error

@@ -16,6 +16,7 @@ from afs_mlx.experts.catalog import Catalog
 
 # In a process of its own: a broken library may end the process that loads it.
 PROBE = [sys.executable, "-c", "import mlx.core as mx; mx.eval(mx.zeros(1)); print(mx.default_device())"]
+PROBE_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _mlx(machine: Machine) -> Check:
     if importlib.util.find_spec("mlx") is None or importlib.util.find_spec("mlx_lm") is None:
         return Check("mlx", False, "not installed", "make setup")
     try:
-        done = subprocess.run(PROBE, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(PROBE, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Check("mlx", False, f"does not start: {error}", "make clean setup")
     if done.returncode != 0:

@@ -1,11 +1,12 @@
 """Base + adapter → fused/<expert>/<run>/, a complete mlx-lm model folder with a manifest."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from afs_mlx.core.errors import AfsError, MissingError
-from afs_mlx.core.files import write_folder, write_json
+from afs_mlx.core.files import sha256_of, write_folder, write_json
 from afs_mlx.core.manifest import input_file, provenance
 from afs_mlx.core.paths import Workspace
 from afs_mlx.runs.folder import WEIGHTS, Run
@@ -61,7 +62,7 @@ def fuse(config: FuseConfig) -> FuseResult:
             "dtype": done.dtype,
             "dequantised_base": done.dequantised,
             "layers_changed": done.layers,
-            "weights_sha256": weights_hash(folder),
+            "weights_sha256": _new_weights_hash(folder),
         }
         write_json(folder / "manifest.json", record)
 
@@ -76,3 +77,9 @@ def fuse(config: FuseConfig) -> FuseResult:
             f"For full quality pull the original: afs-mlx pull {run.base} --original"
         )
     return FuseResult(target, fused[0].layers, fused[0].size_bytes, fused[0].dtype, notice)
+
+
+def _new_weights_hash(folder: Path) -> str:
+    """What `weights_hash` will say of the finished folder; not through its cache, for this path is about to vanish."""
+    lines = [f"{path.name}:{sha256_of(path)}" for path in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

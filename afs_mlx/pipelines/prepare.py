@@ -71,8 +71,8 @@ def prepare(config: PrepareConfig) -> PrepareResult:
 def _refuse_foreign(folder: Path) -> None:
     """A split is replaced whole, so only a folder that was made here may be."""
     manifest = folder / "manifest.json"
-    made_here = manifest.is_file() and "afs-mlx" in str(read_json(manifest, "the split's manifest").get("made_by", ""))
-    if folder.exists() and not made_here:
+    made_by = str(read_json(manifest, "the split's manifest").get("made_by")) if manifest.is_file() else ""
+    if folder.exists() and not (made_by.startswith("afs-mlx ") and made_by.endswith(": prepare")):
         raise AfsError(
             "the split would replace a folder that afs-mlx did not make",
             str(folder),

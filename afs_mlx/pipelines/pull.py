@@ -104,13 +104,15 @@ def _verified(folder: Path) -> str:
         raise
     except AfsError as error:
         return f"not verified: {error.what}"
+    except (ImportError, RuntimeError, OSError) as error:  # the device gave up in the middle of the answer
+        return f"not verified: {error}"
     return "its greedy answer is llama.cpp's, token for token"
 
 
 def _pull_hub(config: PullConfig, on_event: Callable[[PullEvent], None]) -> PullResult:
     from afs_mlx.clients.hub import hub_download, hub_size
     from afs_mlx.core.errors import MissingError
-    from afs_mlx.engine.bases.location import hub_snapshot
+    from afs_mlx.engine.bases.location import hub_snapshot, is_model_folder
 
     repository = (config.base.original if config.original else "") or config.base.hub or config.base.original
     here = hub_snapshot(repository)
@@ -122,6 +124,9 @@ def _pull_hub(config: PullConfig, on_event: Callable[[PullEvent], None]) -> Pull
         on_event(Note(f"{error.what}; the copy on this machine is complete and stays"))
         return PullResult(here, False, f"revision {here.name}")
     on_event(Size(repository, listing.size_bytes, len(listing.files), listing.commit))
+    # What the Hub offers now may lie beside the snapshot that `main` stood for when it was last asked.
+    if here is not None and is_model_folder(here.with_name(listing.commit)):
+        here = here.with_name(listing.commit)
     if config.dry_run or (here is not None and here.name == listing.commit):
         return PullResult(here, False, f"revision {here.name}" if here else "")
     folder = hub_download(repository, listing.commit, lambda done, total: on_event(Fetched(done, total)))

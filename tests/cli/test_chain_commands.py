@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from afs_mlx.cli.app import app
+from afs_mlx.core.errors import ExitCode
 from afs_mlx.engine.bases.tiny_qwen2 import build_tiny_qwen2
+from afs_mlx.engine.training import trainer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "peft"
 ROWS = [{"instruction": f"Clear address ${i:02X}.", "output": f"```asm\n  stz ${i:02x}\n```"} for i in range(16, 32)]
@@ -50,6 +53,18 @@ def test_train_fuse_export_and_chat(rows: Path, tmp_path: Path) -> None:
     assert "(demo)" in result.stderr
     listed = json.loads(run("experts", "show", "din", "--json"))["runs"]
     assert listed == [{"run": folder.name, "status": "finished", "base": "tiny-qwen2"}]
+
+
+def test_training_that_learns_nothing_says_so_and_what_to_do(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = trainer.train
+    monkeypatch.setattr(trainer, "train", lambda *arguments: replace(real(*arguments), best_step=0))
+    result = CliRunner().invoke(app, ["train", "din", "--base", "tiny-qwen2", "--data", str(rows), *QUICK, "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["improved"] is False
+    assert "no step was better than the base" in result.stderr
+    assert "lower learning_rate" in result.stderr
+    fused = CliRunner().invoke(app, ["fuse", "din", "--base", "tiny-qwen2"])
+    assert fused.exit_code == ExitCode.MISSING, fused.output
 
 
 def test_convert_registers_the_adapter(tiny_base: Path, tmp_path: Path) -> None:

@@ -91,9 +91,19 @@ def test_doctor_reports_as_json() -> None:
     assert all(check["passed"] or check["fix"] for check in report["checks"])
 
 
-def test_doctor_notices_an_mlx_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    probe = [sys.executable, "-c", "raise SystemExit('libmlx is broken')"]
-    monkeypatch.setattr("afs_mlx.pipelines.diagnose.PROBE", probe)
+@pytest.mark.parametrize(
+    ("program", "timeout_s", "detail"),
+    [("raise SystemExit('libmlx is broken')", 30.0, "libmlx is broken"), ("input()", 0.0, "timed out")],
+    ids=["broken", "hangs"],
+)
+def test_doctor_notices_an_mlx_that_does_not_start(
+    program: str, timeout_s: float, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("afs_mlx.pipelines.diagnose.PROBE", [sys.executable, "-c", program])
+    monkeypatch.setattr("afs_mlx.pipelines.diagnose.PROBE_TIMEOUT_S", timeout_s)
     report = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
     check = next(check for check in report["checks"] if check["name"] == "mlx")
-    assert (check["passed"], check["detail"]) == (False, "does not start: libmlx is broken")
+    assert not check["passed"]
+    assert check["detail"].startswith("does not start: ")
+    assert detail in check["detail"]
+    assert check["fix"]

@@ -22,10 +22,11 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
 
 
-def test_input_that_is_not_utf8() -> None:
-    done = shell(f"printf 'caf\\xe9' | {AFS} chat --expert din --base tiny-qwen2")
+@pytest.mark.parametrize("locale", ["C.UTF-8", "en_US.UTF-8"])  # in the first, Python lets such bytes through as text
+def test_input_that_is_not_utf8(locale: str) -> None:
+    done = shell(f"printf 'caf\\xe9' | LC_ALL={locale} {AFS} chat --expert din --base tiny-qwen2")
     assert done.returncode == 2
-    assert "not UTF-8" in done.stderr
+    assert "the piped input is not UTF-8" in done.stderr
     assert "Traceback" not in done.stderr
 
 

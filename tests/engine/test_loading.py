@@ -14,7 +14,14 @@ from mlx_lm.utils import quantize_model, save
 from safetensors.numpy import load_file, save_file
 
 from afs_mlx.core.errors import AfsError, ExitCode
-from afs_mlx.engine.bases.loading import check_weights, greedy, greedy_tokens, load_base
+from afs_mlx.engine.bases.loading import (
+    WrongAnswerError,
+    check_weights,
+    greedy,
+    greedy_tokens,
+    load_base,
+    verify_base,
+)
 from afs_mlx.engine.bases.tiny_qwen2 import LAYERS, build_tiny_qwen2
 
 CPU = mx.default_device() == mx.cpu
@@ -197,3 +204,13 @@ def test_an_unknown_architecture_is_named(copy: Path) -> None:
     refused(copy, "perceptron")
     change_config(copy, model_type=None)
     refused(copy, "model_type is missing")
+
+
+def test_only_a_wrong_answer_is_a_wrong_answer(copy: Path) -> None:
+    """A base that cannot be loaded is another matter: it may be whole, and the machine at fault."""
+    with pytest.raises(WrongAnswerError, match="does not answer as it should"):
+        verify_base(copy)
+    change_config(copy, model_type="unheard-of")
+    with pytest.raises(AfsError) as caught:
+        verify_base(copy)
+    assert not isinstance(caught.value, WrongAnswerError)

@@ -15,7 +15,7 @@ from mlx_lm import load
 
 from afs_mlx.core.errors import AfsError, MissingError
 from afs_mlx.core.files import folder_size_bytes, sha256_of, write_json
-from afs_mlx.core.paths import Workspace
+from afs_mlx.core.paths import Workspace, cache_folder
 from afs_mlx.engine.bases.location import locate, weights_hash
 from afs_mlx.engine.gguf import writer
 from afs_mlx.experts.catalog import Catalog
@@ -116,6 +116,31 @@ def test_each_manifest_names_its_parent_by_hash(run: Run, tiny_base: Path) -> No
     assert shipped["gguf"]["size_bytes"] == result.gguf.stat().st_size == result.size_bytes
     assert shipped["parent"] == manifest
     assert shipped["parent"]["parent"]["sha256"] == sha256_of(run.path / WEIGHTS)
+
+
+def test_the_base_s_licence_goes_all_the_way(trained: Path) -> None:
+    """Base → manifest → GGUF and Modelfile; a base that is in no catalog states none."""
+    bases = Catalog.load(Workspace.find()).bases
+    run = Run(trained, {**Run.read(trained).record, "base": {"id": "tiny-qwen2"}})
+    bases = {**bases, "tiny-qwen2": bases["tiny-qwen2"].model_copy(update={"license": "mpl-2.0"})}
+    model = fuse(FuseConfig(run, bases, Workspace.find())).path
+    assert json.loads((model / "manifest.json").read_text())["license"] == "mpl-2.0"
+    result = exported(model)
+    field = GGUFReader(result.gguf).get_field("general.license")
+    assert field is not None
+    assert field.contents() == "mpl-2.0"
+    assert "LICENSE mpl-2.0" in result.modelfile.read_text().replace('"', "")
+
+
+def test_a_base_without_a_stated_licence_gets_none(run: Run) -> None:
+    assert "LICENSE" not in exported(fused(run).path).modelfile.read_text()
+
+
+def test_the_hash_cache_keeps_no_path_that_vanished(run: Run) -> None:
+    fused(run)
+    known = json.loads((cache_folder() / "hashes.json").read_text())
+    assert known, "the base's hash is kept"
+    assert [path for path in known if not Path(path).is_file()] == []
 
 
 def test_the_gguf_holds_the_fused_weights(run: Run) -> None:

@@ -244,3 +244,13 @@ def test_a_folder_that_was_not_made_here_is_not_replaced(tmp_path: Path) -> None
     own.rmdir()
     prepare(PrepareConfig(data, workspace))
     prepare(PrepareConfig(data, workspace))
+
+
+@pytest.mark.parametrize("made_by", ["a person", "afs-mlx 0.1.0: fuse", "", None])
+def test_another_manifest_does_not_give_a_folder_away(workspace: Workspace, data: Path, made_by: str | None) -> None:
+    own = workspace.splits / "my-set"
+    own.mkdir(parents=True)
+    (own / "manifest.json").write_text(json.dumps({"made_by": made_by}))
+    with pytest.raises(AfsError, match="did not make"):
+        prepare(PrepareConfig(data, workspace))
+    assert [path.name for path in own.iterdir()] == ["manifest.json"]

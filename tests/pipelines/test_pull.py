@@ -1,6 +1,7 @@
 """Pulling with the network and the conversion faked: what is fetched, kept, verified, thrown away."""
 
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,15 +71,29 @@ def test_a_base_that_answers_wrongly_is_thrown_away(
     assert not own_folder("smollm2-135m").exists()
 
 
-def test_where_mlx_does_not_start_the_base_is_kept_unverified(
-    catalog: Catalog, wheel: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error",
+    [AfsError("no device", "a folder", "a fix"), RuntimeError("no device"), OSError("no device")],
+    ids=["while loading", "while answering", "while reading"],
+)
+def test_where_mlx_fails_the_base_is_kept_unverified(
+    catalog: Catalog, wheel: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_: Path) -> None:
-        raise AfsError("mlx-lm cannot load this base: no device")
+        raise error
 
     monkeypatch.setattr(loading, "verify_base", broken)
     result, _ = run(catalog, "smollm2-135m")
-    assert result.verified.startswith("not verified: mlx-lm cannot load")
+    assert (result.verified, result.fetched) == ("not verified: no device", True)
+    assert own_folder("smollm2-135m").is_dir()
+
+
+def test_where_mlx_cannot_be_imported_the_base_is_kept_unverified(
+    catalog: Catalog, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "afs_mlx.engine.bases.loading", None)
+    result, _ = run(catalog, "smollm2-135m")
+    assert result.verified.startswith("not verified: mlx does not start here")
     assert own_folder("smollm2-135m").is_dir()
 
 
@@ -92,8 +107,8 @@ def hub(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return tmp_path / "hub"
 
 
-def snapshot(hub: Path, repository: str, base: Path) -> Path:
-    folder = hub / f"models--{repository.replace('/', '--')}" / "snapshots" / COMMIT
+def snapshot(hub: Path, repository: str, base: Path, commit: str = COMMIT) -> Path:
+    folder = hub / f"models--{repository.replace('/', '--')}" / "snapshots" / commit
     shutil.copytree(base, folder)
     return folder
 
@@ -104,6 +119,30 @@ def test_a_hub_base_is_fetched_once(catalog: Catalog, hub: Path, tiny_base: Path
     here = snapshot(hub, catalog.bases["qwen2.5-coder-3b"].hub, tiny_base)
     result, _ = run(catalog, "qwen2.5-coder-3b")
     assert (result.folder, result.fetched) == (here, False)
+
+
+def test_a_newer_commit_is_fetched_and_half_of_one_continued(catalog: Catalog, hub: Path, tiny_base: Path) -> None:
+    repository = catalog.bases["qwen2.5-coder-3b"].hub
+    old = snapshot(hub, repository, tiny_base, "b" * 40)
+    result, _ = run(catalog, "qwen2.5-coder-3b", dry_run=True)
+    assert (result.folder, result.fetched) == (old, False)
+    half = snapshot(hub, repository, tiny_base)
+    (half / "model.safetensors").unlink()
+    result, _ = run(catalog, "qwen2.5-coder-3b")
+    assert (result.folder, result.fetched) == (Path("downloaded"), True)
+
+
+def test_a_commit_that_is_here_is_kept_though_main_stood_for_another(
+    catalog: Catalog, hub: Path, tiny_base: Path
+) -> None:
+    repository = catalog.bases["qwen2.5-coder-3b"].hub
+    old = snapshot(hub, repository, tiny_base, "b" * 40)
+    here = snapshot(hub, repository, tiny_base)
+    refs = old.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(old.name)
+    result, _ = run(catalog, "qwen2.5-coder-3b")
+    assert (result.folder, result.fetched, result.verified) == (here, False, f"revision {COMMIT}")
 
 
 def test_offline_a_complete_copy_stays(

@@ -295,16 +295,18 @@ def test_the_result_is_what_the_folder_says() -> None:
         assert getattr(result, key) == metrics[key]
 
 
-def test_an_adapter_that_learnt_nothing_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_an_adapter_that_learnt_nothing_does_not_answer(interrupted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     good = train(config(), ignore)
     assert good.improved
     real = trainer.train
 
     def idle(*arguments: Any) -> trainer.Trained:
-        return replace(real(*arguments), best_step=0)  # no validation was below the base's
+        # No validation was below the base's.
+        return replace(real(*arguments), best_step=0, interrupted=interrupted)
 
     monkeypatch.setattr(trainer, "train", idle)
     worse = train(config(), ignore)
-    assert not worse.improved
+    assert (worse.improved, worse.interrupted) == (False, interrupted)
     assert Run.read(worse.path).status == "untrained"
     assert chosen() == good.path.name
