@@ -78,5 +78,6 @@ def build(
     else:
         summary.show()
     if result.trained.interrupted:
-        err().print("interrupted: the adapter so far is saved, nothing was fused or exported", style="yellow")
+        kept = "the adapter so far is saved" if result.trained.improved else "nothing was learnt yet"
+        err().print(f"interrupted: {kept}, nothing was fused or exported", style="yellow")
         raise typer.Exit(ExitCode.INTERRUPTED)

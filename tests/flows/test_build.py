@@ -15,6 +15,7 @@ from afs_mlx.core.files import sha256_of
 from afs_mlx.core.paths import Workspace
 from afs_mlx.engine.adapters.format import WEIGHTS
 from afs_mlx.engine.inference.generation import Generator
+from afs_mlx.engine.training import trainer
 from afs_mlx.engine.training.events import Planned, Stepped
 from afs_mlx.evaluation.scorers import optimisation
 from afs_mlx.experts.catalog import Catalog, ChosenExpert
@@ -318,3 +319,15 @@ def test_a_second_build_that_fails_leaves_the_first_one_whole(config: BuildConfi
         assert path.parent in again or sha256_of(path) == digest, path
     assert Run.read(created[0]).status == ("failed" if where == "train" else "finished")
     assert selected(config.workspace).run.name == built.result.trained.path.name, "the one that passed its gate answers"
+
+
+def test_an_adapter_that_learnt_nothing_is_not_shipped(config: BuildConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, events = trainer.train, list[BuildEvent]()
+    # No validation was below the base's.
+    monkeypatch.setattr(trainer, "train", lambda *arguments: replace(real(*arguments), best_step=0))
+    with pytest.raises(AfsError, match="no step was better than the base") as caught:
+        build(replace(config, recipe=IDLE, force=True), events.append)
+    assert "learning_rate" in caught.value.fix
+    assert stages(events) == ["data", "base score", "train"]
+    assert the_run(config.workspace).status == "untrained"
+    assert not config.workspace.fused.exists()
