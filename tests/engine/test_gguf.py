@@ -23,7 +23,6 @@ from tokenizers import Tokenizer
 
 from afs_mlx.core.errors import AfsError, MissingError, UsageError
 from afs_mlx.core.files import sha256_of
-from afs_mlx.core.paths import cache_folder
 from afs_mlx.engine.bases.tiny_qwen2 import build_tiny_qwen2
 from afs_mlx.engine.gguf import FileType, export_gguf
 from afs_mlx.engine.gguf.layouts import LAYOUTS, ROPE_FACTORS
@@ -613,10 +612,10 @@ def test_too_little_space_is_said_before_the_work(qwen2: Path, tmp_path: Path, m
         ("f16", ("What is the capital of France?", "Name three colours.", "What is 2 + 2?")),
     ],
 )
-def test_the_embedded_base_answers_alike(tmp_path: Path, file_type: FileType, questions: tuple[str, ...]) -> None:
-    folder = cache_folder() / "bases" / "smollm2-135m"
-    if not folder.is_dir():
-        pytest.skip("run `afs-mlx pull smollm2-135m` first")
+def test_the_embedded_base_answers_alike(
+    smollm2_base: Path, tmp_path: Path, file_type: FileType, questions: tuple[str, ...]
+) -> None:
+    folder = smollm2_base
     post = llama_cpp(export_gguf(folder, tmp_path / "model.gguf", file_type, name="SmolLM2 135M").path)
     model, tokenizer = mlx_lm.load(str(folder))
     for question in questions:
