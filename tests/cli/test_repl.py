@@ -121,7 +121,7 @@ def test_save_writes_once(talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "the file exists already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["~nobody-of-that-name/talk.md", "x" * 300])
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/talk.md", "x" * 300, "a\0b"])
 def test_save_under_an_impossible_name(talk: Talk, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     talk.session.messages = list(EXCHANGE)
     assert talk.repl.handle(f"/save {name}"), "the conversation goes on"

@@ -123,7 +123,9 @@ class Repl:
         try:
             path = Path(name).expanduser()
             taken = path.exists()
-        except (OSError, RuntimeError) as error:  # too long, no such ~user
+            if "\0" in name:
+                raise ValueError("a zero byte in its name")
+        except (OSError, RuntimeError, ValueError) as error:  # too long, no such ~user, a zero byte
             raise UsageError(f"this file cannot be: {error}", "/save", "/save talk.md") from error
         if taken:
             raise UsageError("the file exists already", name, "name another file")
