@@ -14,6 +14,7 @@ from typing import Literal
 from afs_mlx.core.errors import UsageError
 from afs_mlx.core.process import run_limited
 from afs_mlx.snes.grammar import Problem, lorom_address, parse
+from afs_mlx.snes.mnemonics import DATA_BYTES
 
 TIMEOUT_S = 20.0  # a call takes 0.03 s; the wall time is for loaded machines
 CPU_S = 5
@@ -25,17 +26,29 @@ MAX_MESSAGE_CHARS = 200  # Asar repeats the whole line in its messages
 _END_LABEL = "afs_end"  # the grammar keeps names with this beginning away from users
 _MESSAGE = re.compile(r"in\.asm:(\d+): (error|warning): (?:\((\w+)\): )?(.*)")
 _END_ADDRESS = re.compile(rf"^([0-9A-Fa-f]+):([0-9A-Fa-f]+) :?{_END_LABEL}\s*$", re.MULTILINE)
+_PLACED = re.compile(r"^([0-9A-Fa-f]{2}):([0-9A-Fa-f]{4}) [0-9A-Fa-f]{4}:([0-9A-Fa-f]{8})\s*$", re.MULTILINE)
 # Announces a default of a later Asar; says nothing about the text.
 _IGNORED_WARNINGS = frozenset({"Woptimization_settings"})
 
 
 @dataclass(frozen=True)
+class Placed:
+    """An instruction or a run of data as it was written: offset in the code, size, the user's line (1-based)."""
+
+    offset: int
+    size: int
+    line: int
+    is_data: bool
+
+
+@dataclass(frozen=True)
 class Assembly:
-    """What became of a text. `code` starts at `org` and is empty unless `status` is "ok"."""
+    """What became of a text. `code` starts at `org` and is empty unless `status` is "ok"; `placed` covers it."""
 
     status: Literal["ok", "failed", "unavailable"]
     org: int
     code: bytes = b""
+    placed: tuple[Placed, ...] = ()
     errors: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
 
@@ -100,10 +113,11 @@ def _assemble(asar: Path, lines: list[str], org: int) -> Assembly:
             return _failed(org, "Asar did not finish in time", errors, warnings)
         if done.returncode != 0 or errors:
             return _failed(org, f"Asar gave up without a message (exit code {done.returncode})", errors, warnings)
-        code = _code(folder, org)
-    if code is None:
+        found = _code(folder, org)
+    if found is None:
         return _failed(org, "Asar's output does not hold the code", errors, warnings)
-    return Assembly("ok", org, code, warnings=warnings)
+    code, symbols = found
+    return Assembly("ok", org, code, _placed(symbols, org, len(code), lines), warnings=warnings)
 
 
 def _failed(org: int, otherwise: str, errors: tuple[Problem, ...], warnings: tuple[Problem, ...]) -> Assembly:
@@ -120,10 +134,14 @@ def _messages(output: str, line_count: int) -> tuple[tuple[Problem, ...], tuple[
     return tuple(sorted(found["error"])), tuple(sorted(found["warning"]))
 
 
-def _code(folder: Path, org: int) -> bytes | None:
-    """The bytes from `org` to the end label; the image itself is padded to 32 KiB and cannot tell its length."""
+def _code(folder: Path, org: int) -> tuple[bytes, str] | None:
+    """The bytes from `org` to the end label, and Asar's symbol file.
+
+    The image itself is padded to 32 KiB and cannot tell its length.
+    """
     try:
-        end = _END_ADDRESS.search((folder / "out.sym").read_text(encoding="ascii", errors="replace"))
+        symbols = (folder / "out.sym").read_text(encoding="ascii", errors="replace")
+        end = _END_ADDRESS.search(symbols)
         if end is None:
             return None
         # Behind the last byte of bank $FF the label is at 0.
@@ -133,4 +151,31 @@ def _code(folder: Path, org: int) -> bytes | None:
             code = image.read(size) if size <= 0x8000 else b""
     except OSError:
         return None
-    return code if len(code) == size else None
+    return (code, symbols) if len(code) == size else None
+
+
+def _placed(symbols: str, org: int, code_bytes: int, lines: list[str]) -> tuple[Placed, ...]:
+    """Asar's map from addresses to lines, as offsets and the user's lines."""
+    _, _, mapping = symbols.partition("[addr-to-line mapping]")
+    starts = sorted(
+        ((int(bank, 16) << 16 | int(address, 16)) - org, int(line, 16) - 1)
+        for bank, address, line in _PLACED.findall(mapping)
+    )
+    ends = [offset for offset, _ in starts[1:]] + [code_bytes]
+    kinds = {number: _commands_are_data(line) for number, line in enumerate(lines, start=1)}
+    placed: list[Placed] = []
+    for (offset, line), end in zip(starts, ends, strict=True):
+        remaining = kinds[line]
+        is_data = remaining.pop(0) if len(remaining) > 1 else remaining[0]
+        placed.append(Placed(offset, end - offset, line, is_data))
+    return tuple(placed)
+
+
+def _commands_are_data(line: str) -> list[bool]:
+    """For each command of a canonical line that writes bytes, in order, whether it is data."""
+    found: list[bool] = []
+    for part in line.split(" : "):
+        words = [word for word in part.split(" ") if not word.endswith(":") and word.strip("+-")]
+        if words and words[0] != "org" and words[1:2] != ["="]:
+            found.append(words[0] in DATA_BYTES)
+    return found

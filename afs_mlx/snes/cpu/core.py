@@ -5,14 +5,12 @@ Clocks leave out DRAM refresh. Not modelled: interrupts, DMA, open bus; what is 
 """
 
 from collections.abc import Callable, Iterable
-from typing import Literal
 
 from afs_mlx.snes.cpu.control import Stopped
 from afs_mlx.snes.cpu.instructions import Execute, instructions_for
 from afs_mlx.snes.cpu.memory import BLOCK_BITS, BLOCK_BYTES, IDLE_CLOCKS, JOYPAD_CLOCKS, MemoryMap
 from afs_mlx.snes.cpu.state import CARRY, DECIMAL, IRQ_DISABLE, M8, NEGATIVE, OVERFLOW, X8, ZERO, State
 
-type StopReason = Literal["budget", "breakpoint", "stp", "wai"]
 type Fetched = tuple[Execute, int, int, int, int]
 """An instruction as fetched: what it does, its operand, the program counter behind it, its cycles and clocks."""
 
@@ -202,8 +200,8 @@ class Cpu:
     def _cannot_change(self, address: int) -> bool:
         return isinstance(self.memory.readable[address >> BLOCK_BITS], bytes)
 
-    def _arrive(self, address: int) -> Fetched:
-        """`fetch_instruction`, unless a breakpoint is there."""
+    def arrive(self, address: int) -> Fetched:
+        """What to execute at an address that is not remembered: its instruction, or a stop where a breakpoint is."""
         if address in self.breakpoints:
             return _stop_at_breakpoint, 0, address & 0xFFFF, 0, 0
         return self.fetch_instruction(address)
@@ -215,18 +213,21 @@ class Cpu:
         self.clocks += clocks
         execute(self, operand)
 
-    def run(self, budget: int) -> StopReason:
-        """Execute up to `budget` instructions. At a breakpoint the instruction there is not executed."""
+    def run(self, budget: int) -> str:
+        """Execute up to `budget` instructions and tell why it ended: "budget", "breakpoint", "stp" or "wai".
+
+        At a breakpoint the instruction there is not executed.
+        """
         try:
             for _ in range(budget):
                 address = self.pbr << 16 | self.pc
                 known = self.fetched.get(address)
-                execute, operand, self.pc, cycles, clocks = known or self._arrive(address)
+                execute, operand, self.pc, cycles, clocks = known or self.arrive(address)
                 self.cycles += cycles
                 self.clocks += clocks
                 execute(self, operand)
         except Stopped as stopped:
-            reason: StopReason = stopped.args[0]
+            reason: str = stopped.args[0]
             return reason
         return "budget"
 

@@ -24,19 +24,15 @@ class MemoryMap:
     writable: list[bytearray | None] = field(default_factory=lambda: [None] * BLOCKS)
     clocks: list[int] = field(default_factory=lambda: [SLOW_CLOCKS] * BLOCKS)
     wram: list[bytearray] = field(default_factory=list)
+    sram: list[bytearray] = field(default_factory=list)
 
     def put_ram(self, block: int, ram: bytearray) -> None:
         """Let 8 KiB of RAM stand at a block."""
         self.readable[block] = self.writable[block] = ram
 
-    def load_wram(self, image: bytes) -> None:
-        """Replace all of WRAM, 128 KiB from $7E0000."""
-        for number, block in enumerate(self.wram):
-            block[:] = image[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES]
-
-    def wram_image(self) -> bytes:
-        """All of WRAM, 128 KiB from $7E0000."""
-        return b"".join(self.wram)
+    def ram_blocks(self) -> list[bytearray]:
+        """All RAM of a board in blocks: WRAM from $7E0000, then save RAM."""
+        return [*self.wram, *self.sram]
 
 
 def flat() -> MemoryMap:
@@ -54,8 +50,10 @@ def lorom(rom: bytes, fast: bool = False, sram_bytes: int = 0) -> MemoryMap:
     rom_bytes = max(4 * BLOCK_BYTES, 1 << (max(len(rom), 1) - 1).bit_length())
     padded = rom.ljust(rom_bytes, b"\0")
     rom_blocks = [padded[at : at + BLOCK_BYTES] for at in range(0, rom_bytes, BLOCK_BYTES)]
-    save = [bytearray(BLOCK_BYTES) for _ in range(-(-sram_bytes // BLOCK_BYTES))]
-    memory = MemoryMap(wram=[bytearray(BLOCK_BYTES) for _ in range(WRAM_BYTES // BLOCK_BYTES)])
+    memory = MemoryMap(
+        wram=[bytearray(BLOCK_BYTES) for _ in range(WRAM_BYTES // BLOCK_BYTES)],
+        sram=[bytearray(BLOCK_BYTES) for _ in range(-(-sram_bytes // BLOCK_BYTES))],
+    )
     for block in range(BLOCKS):
         bank, part = block >> 3, block & 7  # eight blocks to a bank
         half = bank & 0x7F
@@ -70,6 +68,6 @@ def lorom(rom: bytes, fast: bool = False, sram_bytes: int = 0) -> MemoryMap:
             memory.readable[block] = rom_blocks[(half << 2 | part & 3) % len(rom_blocks)]
         elif low_half and part == 0:
             memory.put_ram(block, memory.wram[0])
-        elif half >= 0x70 and save:
-            memory.put_ram(block, save[((half - 0x70) << 2 | part) % len(save)])
+        elif half >= 0x70 and memory.sram:
+            memory.put_ram(block, memory.sram[((half - 0x70) << 2 | part) % len(memory.sram)])
     return memory

@@ -1,0 +1,204 @@
+"""Runs a routine on a LoROM board from a given state and tells how it ended and what it left behind. Judges nothing.
+
+The routine's own bytes are kept out of the readable memory: fetching sees them, and reading them as data is noticed,
+since another routine has other bytes there. RAM is copied on the first write, so a run costs what it touches.
+"""
+
+import random
+from dataclasses import dataclass
+from functools import cache
+
+from afs_mlx.snes.cpu.control import Stopped
+from afs_mlx.snes.cpu.core import Cpu, Fetched
+from afs_mlx.snes.cpu.memory import BLOCK_BITS, BLOCK_BYTES, lorom
+from afs_mlx.snes.cpu.opcodes import OPCODES
+from afs_mlx.snes.cpu.state import State
+from afs_mlx.snes.equivalence.entries import RAM_BLOCKS, Entry
+from afs_mlx.snes.equivalence.ports import PortEvent, Ports, is_port
+from afs_mlx.snes.equivalence.routine import ROM_BYTES, Routine, rom_offset
+
+SRAM_BYTES = 32 * 1024
+RETURN_OFFSET = 0x7FF0  # in the low half of a bank no ROM lies, so no routine either
+_OFFSET = BLOCK_BYTES - 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run. `stop` is a verb phrase, the same for two runs that end alike; `ram` has the blocks that were written.
+
+    `at_ports` are the instructions that reached a port, each told by the address after it. `read_itself` is set when
+    bytes of the routine that are not its data were read as data.
+    """
+
+    stop: str
+    state: State
+    ram: dict[int, bytes]
+    events: tuple[PortEvent, ...]
+    cycles: int
+    clocks: int
+    at_ports: frozenset[int]
+    read_itself: bool
+
+    @property
+    def returned(self) -> bool:
+        """Whether it came back to its caller or reached its end."""
+        return self.stop in (RETURNS, RETURNS_LONG, FALLS_OFF)
+
+
+RETURNS = "returns"
+RETURNS_LONG = "returns long"
+FALLS_OFF = "falls off its end"
+ENDLESS = "does not return within its budget"
+
+
+@dataclass(frozen=True, order=True)
+class Note:
+    """Something noticed in execution at an offset of the code: immediates of another width, data executed."""
+
+    offset: int
+    message: str
+
+
+@cache
+def _filler() -> bytes:
+    """What stands in the ROM around the routine: anything, the same for every routine."""
+    return random.Random(65816).randbytes(ROM_BYTES)
+
+
+class Board(Cpu):
+    """A chip on a board with one routine in its ROM."""
+
+    def __init__(self, routine: Routine, fast: bool = False) -> None:
+        memory = lorom(_filler(), fast=fast, sram_bytes=SRAM_BYTES)
+        super().__init__(memory, self._read_elsewhere, self._write_elsewhere)
+        self.routine = routine
+        self.notes: set[Note] = set()
+        self._ram_at: dict[int, int] = {}
+        self._mirrors: list[list[int]] = [[] for _ in range(RAM_BLOCKS)]
+        self._lay_out()
+        self._dirty: dict[int, bytearray] = {}
+        self._ports = Ports(0)
+        self._at_ports: set[int] = set()
+        self._read_itself = False
+        self._return = (0, 0)
+
+    def _lay_out(self) -> None:
+        """Find RAM's mirrors, and hide the ROM blocks that the routine lies in."""
+        memory = self.memory
+        number_of = {id(block): number for number, block in enumerate(memory.ram_blocks())}
+        first = rom_offset(self.routine.org) >> BLOCK_BITS
+        last = rom_offset(self.routine.org) + max(len(self.routine.code), 1) - 1 >> BLOCK_BITS
+        for place, block in enumerate(memory.readable):
+            if isinstance(block, bytearray):
+                number = number_of[id(block)]
+                self._ram_at[place] = number
+                self._mirrors[number].append(place)
+                memory.writable[place] = None  # copied on the first write
+            elif block is not None and first <= rom_offset(place << BLOCK_BITS) >> BLOCK_BITS <= last:
+                memory.readable[place] = None
+
+    # ---- running -----------------------------------------------------------------------------------------------
+
+    def execute(self, entry: Entry, budget: int) -> Outcome:
+        """Enter the routine and run until it ends or `budget` instructions are done."""
+        self._ports = Ports(entry.port_seed)
+        self._at_ports = set()
+        self._read_itself = False
+        self._load_ram(entry.ram)
+        state = entry.state._replace(pc=self.routine.org & 0xFFFF, pbr=self.routine.org >> 16)
+        self.load(state)
+        self._push_return(state)
+        self.cycles = self.clocks = 0
+        reason: str = self.run(budget)
+        return Outcome(
+            stop=ENDLESS if reason == "budget" else reason,
+            state=self.state,
+            ram={number: bytes(block) for number, block in self._dirty.items()},
+            events=tuple(self._ports.log),
+            cycles=self.cycles,
+            clocks=self.clocks,
+            at_ports=frozenset(self._at_ports),
+            read_itself=self._read_itself,
+        )
+
+    def _load_ram(self, blocks: tuple[bytes, ...]) -> None:
+        readable, writable = self.memory.readable, self.memory.writable
+        for number in self._dirty:
+            for place in self._mirrors[number]:
+                writable[place] = None
+        self._dirty = {}
+        for number, block in enumerate(blocks):
+            for place in self._mirrors[number]:
+                readable[place] = block
+
+    def _push_return(self, state: State) -> None:
+        """Lay what a caller, or an interrupt, would have left above S."""
+        bank = 0x2A if state.pbr != 0x2A else 0x2B
+        low, high = RETURN_OFFSET & 0xFF, RETURN_OFFSET >> 8
+        frame = [state.p, low, high, bank] if self.routine.serves_interrupt else [low - 1, high, bank]
+        for place, value in enumerate(frame, start=1):
+            self.write(state.s + place & 0xFFFF, value)
+        self._return = (state.pbr << 16 | RETURN_OFFSET, bank << 16 | RETURN_OFFSET)
+
+    # ---- fetching ----------------------------------------------------------------------------------------------
+
+    def arrive(self, address: int) -> Fetched:
+        """Look at an instruction of the routine; anywhere else the run ends."""
+        if address in self._return:
+            raise Stopped(RETURNS if address == self._return[0] else RETURNS_LONG)
+        offset = self.routine.offset_of(address)
+        if offset == len(self.routine.code):
+            raise Stopped(FALLS_OFF)
+        if not 0 <= offset < len(self.routine.code):
+            raise Stopped(f"leaves to ${address:06X}")
+        self._note(offset)
+        read_itself = self._read_itself
+        fetched = self.fetch_instruction(address)
+        self._read_itself = read_itself  # fetching is no reading of data
+        return fetched
+
+    def _cannot_change(self, _address: int) -> bool:
+        return True  # the routine lies in ROM
+
+    def _note(self, offset: int) -> None:
+        """Compare what was written with what is executed."""
+        place = self.routine.place_at.get(offset)
+        opcode = OPCODES[self.routine.code[offset]]
+        if place is None:
+            if self.routine.placed:
+                self.notes.add(Note(offset, f"{opcode.name} is executed, a byte inside an instruction"))
+        elif place.is_data:
+            self.notes.add(Note(offset, "data is executed"))
+        elif place.size != 1 + opcode.operand_bytes(self.m8, self.x8):
+            register, bits = ("A", 8 if self.m8 else 16) if opcode.mode == "#m" else ("X/Y", 8 if self.x8 else 16)
+            written = f"{place.size - 1} byte{'s' if place.size != 2 else ''}"
+            self.notes.add(
+                Note(offset, f"the immediate is written with {written} and executed with {register} {bits}-bit")
+            )
+
+    # ---- what is no plain memory -------------------------------------------------------------------------------
+
+    def _read_elsewhere(self, address: int) -> int:
+        if is_port(address):
+            self._at_ports.add(self.pbr << 16 | self.pc)
+            return self._ports.read(address & 0xFFFF, self.cycles)
+        offset = self.routine.offset_of(address)
+        if address & 0x8000 and address >> BLOCK_BITS not in self._ram_at:
+            if 0 <= offset < len(self.routine.code):
+                if address != self.pbr << 16 | self.pc and not self.routine.data[offset]:
+                    self._read_itself = True
+                return self.routine.code[offset]
+            self._read_itself = True  # another routine may reach further
+            return _filler()[rom_offset(address)]
+        return address >> 8 & 0xFF  # open bus: what such an access leaves there, mostly
+
+    def _write_elsewhere(self, address: int, value: int) -> None:
+        number = self._ram_at.get(address >> BLOCK_BITS)
+        if number is not None:
+            block = self._dirty[number] = bytearray(self.memory.readable[address >> BLOCK_BITS] or b"")
+            for place in self._mirrors[number]:
+                self.memory.readable[place] = self.memory.writable[place] = block
+            block[address & _OFFSET] = value
+        elif is_port(address):
+            self._at_ports.add(self.pbr << 16 | self.pc)
+            self._ports.write(address & 0xFFFF, value, self.cycles)

@@ -1,0 +1,212 @@
+"""Whether a candidate does what a reference does: both run from many states that the contract allows.
+
+A verdict "equal" is evidence from that many states, not a proof over all of them; "differs" comes with a state that
+shows it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from afs_mlx.schema.optimisation import EntryState, Live
+from afs_mlx.snes.cpu.opcodes import OPCODES
+from afs_mlx.snes.equivalence.board import Board, Note, Outcome
+from afs_mlx.snes.equivalence.comparison import Difference, Span, first_difference
+from afs_mlx.snes.equivalence.cost import Cost
+from afs_mlx.snes.equivalence.entries import Entry, draw
+from afs_mlx.snes.equivalence.outputs import inferred
+from afs_mlx.snes.equivalence.routine import Routine
+from afs_mlx.snes.equivalence.shrinking import Shrinker
+
+type Verdict = Literal["equal", "differs", "no return", "not verifiable"]
+
+STATES = 512
+LEAST_STATES = 16  # fewer that can be judged by prove nothing
+RUN_BUDGET = 20_000  # instructions of one run of the reference
+TOTAL_BUDGET_CYCLES = 6_000_000  # of all runs of the reference; then the states so far must do
+CANDIDATE_FACTOR, CANDIDATE_SLACK = 4, 1000  # a candidate may take this many instructions per cycle of the reference
+_RARE = 0.5  # an instruction that meets a port in fewer of the runs than this got there by accident
+_DIRECT_MODES = frozenset(("a", "al"))
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a routine may assume and what its surroundings rely on.
+
+    `entries` are alternatives, tried in turn. `live` None: inferred from the reference. `scratch` is memory that nobody
+    reads afterwards.
+    """
+
+    entries: tuple[EntryState, ...]
+    live: tuple[Live, ...] | None = None
+    scratch: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True)
+class CounterExample:
+    """A state that shows the difference, made as small as was possible."""
+
+    entry: Entry
+    expected: Outcome
+    got: Outcome
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class Report:
+    """A verdict and its reason. Costs are over the states that were judged; None where there is nothing to compare."""
+
+    verdict: Verdict
+    why: str
+    states: int
+    live: tuple[Live, ...]
+    reference: Cost | None = None
+    candidate: Cost | None = None
+    counter_example: CounterExample | None = None
+    notes: tuple[Note, ...] = ()
+
+    def cheaper(self, goal: str) -> bool:
+        """Equal, and cheaper for the goal (`bytes` or `cycles`)."""
+        if self.verdict != "equal" or self.candidate is None or self.reference is None:
+            return False
+        return self.candidate.cheaper_than(self.reference, goal)
+
+
+@dataclass
+class Checker:
+    """A reference that has run from its states once; `check` holds any number of candidates against it."""
+
+    routine: Routine
+    contract: Contract
+    states: int = STATES
+    seed: int = 0
+    runs: list[tuple[EntryState, Entry, Outcome]] = field(init=False, default_factory=list)
+    live: tuple[Live, ...] = field(init=False, default=())
+    notes: tuple[Note, ...] = field(init=False, default=())
+    problem: str = field(init=False, default="")
+    """Why nothing can be held against this reference; empty when it can."""
+
+    def __post_init__(self) -> None:
+        board = Board(self.routine)
+        tried = list(self._run_all(board))
+        self._board = board
+        self.notes = tuple(sorted(board.notes))
+        returned = [run for run in tried if run[2].returned and not run[2].read_itself]
+        accidents = _accidents(self.routine, [run[2] for run in returned], self.contract.entries)
+        self.runs = [run for run in returned if not run[2].at_ports & accidents]
+        if len(self.runs) < min(LEAST_STATES, self.states) or len(self.runs) * 4 < len(tried):
+            self.problem = _why_not(tried, len(self.runs))
+        elif self.contract.live is None:
+            self.live = inferred(self.routine, [(entry, outcome) for _, entry, outcome in self.runs])
+        else:
+            self.live = self.contract.live
+
+    def _run_all(self, board: Board) -> Iterator[tuple[EntryState, Entry, Outcome]]:
+        spent_cycles = 0
+        for index in range(self.states):
+            declared = self.contract.entries[index % len(self.contract.entries)]
+            entry = draw(declared, index, self.seed)
+            outcome = board.execute(entry, RUN_BUDGET)
+            yield declared, entry, outcome
+            spent_cycles += outcome.cycles
+            if spent_cycles > TOTAL_BUDGET_CYCLES and index >= 2 * LEAST_STATES:
+                return
+
+    @property
+    def cost(self) -> Cost | None:
+        """What the reference costs over its states, None when there are none."""
+        outcomes = [outcome for _, _, outcome in self.runs]
+        return Cost.of(len(self.routine.code), outcomes) if outcomes else None
+
+    def check(self, candidate: Routine) -> Report:
+        """Run the candidate from the same states until one shows a difference."""
+        if self.problem:
+            return Report("not verifiable", self.problem, len(self.runs), self.live, notes=self.notes)
+        board = Board(candidate)
+        judged: list[tuple[Outcome, Outcome]] = []
+        doubtful: list[tuple[EntryState, Entry, Outcome, Difference]] = []
+        for declared, entry, expected in self.runs:
+            got = board.execute(entry, _budget(expected))
+            difference = self._difference(entry, expected, got)
+            if difference is None:
+                judged.append((expected, got))
+            elif got.read_itself or got.at_ports:
+                doubtful.append((declared, entry, got, difference))
+            else:
+                return self._differs(board, candidate, declared, entry, difference)
+        accidents = _accidents(
+            candidate, [got for _, got in judged] + [got for _, _, got, _ in doubtful], self.contract.entries
+        )
+        for declared, entry, got, difference in doubtful:
+            if not got.read_itself and not got.at_ports & accidents:
+                return self._differs(board, candidate, declared, entry, difference)
+        notes = tuple(sorted(board.notes))
+        if len(doubtful) * 4 > len(self.runs):
+            why = f"from {len(doubtful)} of {len(self.runs)} states it reads its own code or strays to a port"
+            return Report("not verifiable", why, len(judged), self.live, notes=notes)
+        return Report(
+            "equal",
+            f"the same from {len(judged)} states",
+            len(judged),
+            self.live,
+            Cost.of(len(self.routine.code), [expected for expected, _ in judged]),
+            Cost.of(len(candidate.code), [got for _, got in judged]),
+            notes=notes,
+        )
+
+    def _difference(self, entry: Entry, expected: Outcome, got: Outcome) -> Difference | None:
+        return first_difference(entry, expected, got, self.live, self.contract.scratch)
+
+    def _differs(
+        self, board: Board, candidate: Routine, declared: EntryState, entry: Entry, difference: Difference
+    ) -> Report:
+        def differ(simpler: Entry) -> Difference | None:
+            expected = self._board.execute(simpler, RUN_BUDGET)
+            if not expected.returned or expected.read_itself:
+                return None
+            return self._difference(simpler, expected, board.execute(simpler, _budget(expected)))
+
+        shrinker = Shrinker(differ, entry, difference)
+        shrinker.shrink(declared)
+        expected = self._board.execute(shrinker.entry, RUN_BUDGET)
+        got = board.execute(shrinker.entry, _budget(expected))
+        example = CounterExample(shrinker.entry, expected, got, shrinker.found)
+        verdict: Verdict = "differs" if got.returned else "no return"
+        return Report(
+            verdict,
+            str(shrinker.found) if got.returned else f"it {got.stop}",
+            len(self.runs),
+            self.live,
+            self.cost,
+            counter_example=example,
+            notes=tuple(sorted(board.notes)),
+        )
+
+
+def _budget(expected: Outcome) -> int:
+    """Instructions for a candidate."""
+    return CANDIDATE_FACTOR * expected.cycles + CANDIDATE_SLACK
+
+
+def _accidents(routine: Routine, outcomes: Sequence[Outcome], entries: tuple[EntryState, ...]) -> frozenset[int]:
+    """The instructions that met a port, by an index or a pointer, in few of the runs: a table lies in memory."""
+    direct = set(_DIRECT_MODES) | ({"d"} if all(entry.d is not None for entry in entries) else set())
+    by_design = {
+        routine.org + place.offset + place.size
+        for place in routine.placed
+        if not place.is_data and OPCODES[routine.code[place.offset]].mode in direct
+    }
+    counts = Counter(address for outcome in outcomes for address in outcome.at_ports)
+    return frozenset(a for a, count in counts.items() if count < _RARE * len(outcomes) and a not in by_design)
+
+
+def _why_not(tried: Sequence[tuple[EntryState, Entry, Outcome]], kept: int) -> str:
+    """What most often kept the reference from being judged."""
+    stops = Counter(outcome.stop for _, _, outcome in tried if not outcome.returned)
+    if stops:
+        stop, count = stops.most_common(1)[0]
+        return f"the reference {stop} from {count} of {len(tried)} states"
+    if any(outcome.read_itself for _, _, outcome in tried):
+        return f"the reference reads its own instructions; {kept} of {len(tried)} states are left"
+    return f"the reference reaches ports by an index or a pointer; {kept} of {len(tried)} states are left"

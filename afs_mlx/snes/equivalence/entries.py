@@ -1,0 +1,112 @@
+"""States to enter a routine in: what is declared stays, the rest is drawn, reproducibly and with a liking for edges.
+
+Uniform bytes hardly ever make two values equal, a pointer sensible or a counter wrap, so states come in four kinds:
+edges, anything, few values that repeat, and words that are pointers into WRAM.
+"""
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+
+from afs_mlx.schema.optimisation import EntryState
+from afs_mlx.snes.cpu.memory import BLOCK_BYTES
+from afs_mlx.snes.cpu.state import CARRY, DECIMAL, M8, X8, State
+
+RAM_BLOCKS = 20  # 16 of WRAM, 4 of save RAM; block 0 holds the direct page, the stack and most variables
+STACK_BYTES = 96  # below S at entry: what a routine may leave behind there is dead
+_S_NATIVE = (0x1E80, 0x1FE0)
+_S_EMULATION = (0x0180, 0x01E0)
+_EDGE_BYTES = bytes((0x00, 0x01, 0x02, 0x7F, 0x80, 0x81, 0xFE, 0xFF))
+_EDGE_WORDS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0x8001, 0xFF00, 0xFFFF)
+_KINDS = ("edges", "anything", "repeating", "pointers")
+_POOL = 8
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One state to start in. `ram` holds RAM_BLOCKS blocks of 8 KiB; `port_seed` picks the devices' behaviour."""
+
+    state: State
+    ram: tuple[bytes, ...]
+    port_seed: int
+
+
+def draw(declared: EntryState, index: int, seed: int) -> Entry:
+    """The `index`-th state under what is declared; the program counter is left to the caller."""
+    rng = random.Random(f"{seed}/{index}")
+    kind = _KINDS[index % len(_KINDS)]
+    palette = _palette(kind, rng)
+    ram = (_block(kind, palette, rng), *(rng.choice(_pool(kind)) for _ in range(RAM_BLOCKS - 1)))
+    low, high = _S_EMULATION if declared.e else _S_NATIVE
+    state = State(
+        s=rng.randrange(low, high),
+        p=_status(declared, rng),
+        a=_accumulator(declared, _word(kind, palette, rng)),
+        x=_index(declared.x_value, declared.x, kind, palette, rng),
+        y=_index(declared.y, declared.x, kind, palette, rng),
+        dbr=declared.dbr
+        if declared.dbr is not None
+        else rng.choice((0x00, 0x7E, 0x7E, 0x7F, 0x80, rng.randrange(0x40))),
+        d=declared.d if declared.d is not None else _direct_page(rng),
+        e=declared.e,
+    )
+    return Entry(state, ram, rng.getrandbits(32))
+
+
+def _status(declared: EntryState, rng: random.Random) -> int:
+    status = rng.randrange(256) & ~(M8 | X8 | DECIMAL)
+    status |= M8 * (declared.m == 8 or declared.e) | X8 * (declared.x == 8 or declared.e) | DECIMAL * declared.decimal
+    return status if declared.c is None else status & ~CARRY | CARRY * declared.c
+
+
+def _accumulator(declared: EntryState, drawn: int) -> int:
+    if declared.a is None:
+        return drawn
+    return drawn & 0xFF00 | declared.a if declared.m == 8 else declared.a
+
+
+def _index(declared: int | None, bits: int, kind: str, palette: bytes, rng: random.Random) -> int:
+    """An index register: a wide one is mostly small, as indices are."""
+    if declared is not None:
+        return declared
+    word = _word(kind, palette, rng)
+    if bits == 8:
+        return word & 0xFF
+    return word & rng.choice((0xFF, 0xFF, 0x3FF, 0xFFF, 0xFFFF))
+
+
+def _direct_page(rng: random.Random) -> int:
+    """Somewhere in the low WRAM, below the stack; not always on a page."""
+    return rng.choice((0x0000, 0x0000, 0x0100 * rng.randrange(0x1C), rng.randrange(0x1B00)))
+
+
+def _word(kind: str, palette: bytes, rng: random.Random) -> int:
+    if kind == "edges":
+        return rng.choice(_EDGE_WORDS)
+    if kind == "repeating":
+        return rng.choice(palette) | rng.choice(palette) << 8
+    return rng.getrandbits(16) if kind == "anything" else rng.randrange(0x0200, 0x1C00)
+
+
+def _palette(kind: str, rng: random.Random) -> bytes:
+    return rng.randbytes(rng.randrange(1, 5)) if kind == "repeating" else _EDGE_BYTES
+
+
+def _block(kind: str, palette: bytes, rng: random.Random) -> bytes:
+    """8 KiB of memory of a kind."""
+    anything = rng.randbytes(BLOCK_BYTES)
+    if kind == "anything":
+        return anything
+    if kind != "pointers":
+        return anything.translate(bytes(palette[value % len(palette)] for value in range(256)))
+    block = bytearray(anything)
+    block[1::2] = anything[1::2].translate(bytes(0x02 + value % 0x1A for value in range(256)))
+    # Every second byte is the bank of a long pointer as well as the low byte of a short one.
+    block[0::2] = anything[0::2].translate(bytes(0x7E if value & 1 else value for value in range(256)))
+    return bytes(block)
+
+
+@lru_cache(maxsize=len(_KINDS))
+def _pool(kind: str) -> tuple[bytes, ...]:
+    rng = random.Random(kind)
+    return tuple(_block(kind, _palette(kind, rng), rng) for _ in range(_POOL))

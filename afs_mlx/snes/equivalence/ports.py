@@ -1,0 +1,104 @@
+"""The devices behind the ports, as far as a routine can know them: opaque machines that are told apart by what was done
+to them. Knows no routine.
+
+A read gives an arbitrary value that depends on what was written to the same device before, and, where a port changes by
+itself, on how often it was read. So two routines that treat the devices alike see the same values, and one that leaves
+out a write or swaps it with a read does not. DMA registers hold what was written. The multiplier and divider are right
+once their time has passed and arbitrary before. What the devices do to memory or to the screen is not modelled.
+"""
+
+# Reading these changes the device: how often and in which order they are read is part of what a routine does.
+READ_CHANGES = frozenset(
+    (0x2137, 0x2138, 0x2139, 0x213A, 0x213B, 0x213C, 0x213D, 0x213F, 0x2180, 0x4016, 0x4017, 0x4210, 0x4211)
+)
+# These change by themselves: two reads may differ.
+_MOVING = READ_CHANGES | {0x213E, 0x4212} | set(range(0x2140, 0x2180))
+_MULTIPLY_CYCLES, _DIVIDE_CYCLES = 8, 16
+
+type PortEvent = tuple[str, int, int]
+"""`w` or `r`, the address within its bank, the value; in the order in which they happened."""
+
+
+def is_port(address: int) -> bool:
+    """Whether devices answer at a 24-bit address: $2000-$5FFF in banks $00-$3F and $80-$BF."""
+    return not address & 0x400000 and 0x2000 <= address & 0xFFFF < 0x6000
+
+
+class Ports:
+    """All devices in one run; `seed` stands for everything that cannot be known about them."""
+
+    def __init__(self, seed: int) -> None:
+        self.log: list[PortEvent] = []
+        self._seed = seed
+        self._history: dict[str, int] = {}
+        self._held: dict[int, int] = {}
+        self._ready_at = 0
+
+    def read(self, address: int, cycles: int) -> int:
+        """Read a port by its address within the bank; `cycles` is the time so far."""
+        device = _device(address)
+        if device == "dma" and address in self._held:
+            return self._held[address]
+        if device == "math" and cycles < self._ready_at:
+            return _mixed(self._seed, address, self._ready_at - cycles) & 0xFF
+        if device == "math" and address in self._held:
+            return self._held[address]
+        value = _mixed(self._seed, address, self._history.get(device, 0)) >> 8 & 0xFF
+        if address in _MOVING:
+            self._history[device] = _mixed(self._history.get(device, 0), address, -1)
+        if address in READ_CHANGES:
+            self.log.append(("r", address, value))
+        return value
+
+    def write(self, address: int, value: int, cycles: int) -> None:
+        """Write a port by its address within the bank; `cycles` is the time so far."""
+        self.log.append(("w", address, value))
+        device = _device(address)
+        self._history[device] = _mixed(self._history.get(device, 0), address, value)
+        if device in ("dma", "math"):
+            self._held[address] = value
+        if address == 0x4203:
+            self._multiply(cycles)
+        elif address == 0x4206:
+            self._divide(cycles)
+
+    def _multiply(self, cycles: int) -> None:
+        if 0x4202 in self._held:
+            self._give(0, self._held[0x4202] * self._held[0x4203])
+            self._ready_at = cycles + _MULTIPLY_CYCLES
+
+    def _divide(self, cycles: int) -> None:
+        if 0x4204 in self._held and 0x4205 in self._held:
+            dividend, divisor = self._held[0x4204] | self._held[0x4205] << 8, self._held[0x4206]
+            quotient, rest = divmod(dividend, divisor) if divisor else (0xFFFF, dividend)
+            self._give(quotient, rest)
+            self._ready_at = cycles + _DIVIDE_CYCLES
+
+    def _give(self, quotient: int, product_or_rest: int) -> None:
+        for address, word in ((0x4214, quotient), (0x4216, product_or_rest)):
+            self._held[address], self._held[address + 1] = word & 0xFF, word >> 8
+
+
+def _device(address: int) -> str:
+    if address < 0x2140:
+        return "ppu"
+    if address < 0x2180:
+        return "apu"
+    if address < 0x2200:
+        return "wram port"
+    if 0x4202 <= address <= 0x4206 or 0x4214 <= address <= 0x4217:
+        return "math"
+    if 0x4300 <= address < 0x4380:
+        return "dma"
+    if 0x4210 <= address <= 0x4212:
+        return "timers"
+    return "pads" if address in (0x4016, 0x4017) or 0x4218 <= address < 0x4220 else "cpu"
+
+
+def _mixed(*numbers: int) -> int:
+    """An arbitrary but repeatable 32-bit number; the steps are those of Knuth's and Fibonacci's hashing."""
+    state = 0x9E3779B97F4A7C15
+    for number in numbers:
+        state = (state ^ number & 0xFFFFFFFF) * 0xD1342543DE82EF95 & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 29
+    return state >> 16 & 0xFFFFFFFF
