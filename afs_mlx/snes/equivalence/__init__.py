@@ -1,1 +1,1 @@
-"""Whether two routines do the same, and what each costs, found by running both. Knows no model and no data set."""
+"""Whether two routines do the same, found by running both from many states. Knows no model and no data set."""

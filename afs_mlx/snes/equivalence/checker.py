@@ -11,13 +11,13 @@ from typing import Literal
 
 from afs_mlx.schema.optimisation import EntryState, Live
 from afs_mlx.snes.cpu.opcodes import OPCODES
-from afs_mlx.snes.equivalence.board import Board, Note, Outcome
 from afs_mlx.snes.equivalence.comparison import Difference, Span, first_difference
-from afs_mlx.snes.equivalence.cost import Cost
-from afs_mlx.snes.equivalence.entries import Entry, draw
 from afs_mlx.snes.equivalence.outputs import inferred
-from afs_mlx.snes.equivalence.routine import Routine
 from afs_mlx.snes.equivalence.shrinking import Shrinker
+from afs_mlx.snes.execution.board import Board, Note, Outcome
+from afs_mlx.snes.execution.cost import Cost
+from afs_mlx.snes.execution.entries import Entry, draw
+from afs_mlx.snes.execution.routine import Routine
 
 type Verdict = Literal["equal", "differs", "no return", "not verifiable"]
 

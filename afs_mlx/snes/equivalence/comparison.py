@@ -3,17 +3,15 @@
 from dataclasses import dataclass
 
 from afs_mlx.schema.optimisation import Live
-from afs_mlx.snes.cpu.memory import BLOCK_BITS, BLOCK_BYTES
+from afs_mlx.snes.cpu.memory import BLOCK_BYTES
 from afs_mlx.snes.cpu.state import CARRY, DECIMAL, IRQ_DISABLE, M8, NEGATIVE, OVERFLOW, X8, ZERO, State
-from afs_mlx.snes.equivalence.board import Outcome
-from afs_mlx.snes.equivalence.entries import STACK_BYTES, Entry
-from afs_mlx.snes.equivalence.ports import PortEvent
+from afs_mlx.snes.execution.board import Outcome
+from afs_mlx.snes.execution.entries import STACK_BYTES, Entry, address_of
+from afs_mlx.snes.execution.ports import PortEvent
 
 type Span = tuple[int, int]
 """First and last address of a stretch of memory, 24 bits each."""
 
-_WRAM, _SRAM = 0x7E0000, 0x700000
-_WRAM_BLOCKS = 16
 _FLAGS = {"c": CARRY, "z": ZERO, "n": NEGATIVE, "v": OVERFLOW}
 _MODES = {"m": M8, "x": X8, "decimal": DECIMAL, "irq-disable": IRQ_DISABLE}
 
@@ -128,15 +126,3 @@ def _in_memory(entry: Entry, expected: Outcome, got: Outcome, scratch: tuple[Spa
 
 def _byte(value: int, before: int) -> str:
     return f"${value:02X} (unchanged)" if value == before else f"${value:02X}"
-
-
-def address_of(block: int, offset: int) -> int:
-    """The 24-bit address of a byte of RAM: WRAM in banks $7E and $7F, save RAM in bank $70."""
-    if block < _WRAM_BLOCKS:
-        return _WRAM + (block << BLOCK_BITS) + offset
-    return _SRAM + (block - _WRAM_BLOCKS << BLOCK_BITS) + offset
-
-
-def in_ram(address: int) -> int:
-    """The one address that this project calls a byte of RAM by: mirrors of the low WRAM become bank $7E."""
-    return _WRAM | address & 0x1FFF if not address & 0x400000 and address & 0xFFFF < 0x2000 else address

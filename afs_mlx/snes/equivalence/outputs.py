@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from afs_mlx.schema.optimisation import Live
 from afs_mlx.snes.cpu.opcodes import OPCODES
-from afs_mlx.snes.equivalence.board import Outcome
 from afs_mlx.snes.equivalence.comparison import live_values
-from afs_mlx.snes.equivalence.entries import Entry
-from afs_mlx.snes.equivalence.routine import Routine
+from afs_mlx.snes.execution.board import Outcome
+from afs_mlx.snes.execution.entries import Entry
+from afs_mlx.snes.execution.routine import Routine
 
 # After these a flag is a result; after all others it is a by-product.
 _SETS_CARRY_ON_PURPOSE = frozenset(("clc", "sec", "cmp", "cpx", "cpy"))

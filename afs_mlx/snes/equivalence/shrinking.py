@@ -7,7 +7,7 @@ from afs_mlx.schema.optimisation import EntryState
 from afs_mlx.snes.cpu.memory import BLOCK_BYTES
 from afs_mlx.snes.cpu.state import CARRY, NEGATIVE, OVERFLOW, ZERO
 from afs_mlx.snes.equivalence.comparison import Difference
-from afs_mlx.snes.equivalence.entries import RAM_BLOCKS, Entry
+from afs_mlx.snes.execution.entries import RAM_BLOCKS, Entry
 
 type Differ = Callable[[Entry], Difference | None]
 """The difference from a state; None when the routines agree there or the state is not one to be judged by."""

@@ -63,7 +63,7 @@ _VERBS = r"(?:(?:set|writes?|stores?|clear|reads?|load|init|enable|select|to|int
 _WORD = r"[\w/&'+-]+"
 _TAIL = r"(?:registers?|reg|ports?)"
 
-# A form: its name, how strongly it ties (the stronger wins a shared partner), and what stands between the two.
+# A form: its name, how strongly it ties (the stronger wins a common partner), and what stands between the two.
 _ADDRESS_NAME = [
     ("paren", 3, rf" ?[(\[] ?(?:aka |a\.k\.a\. |i\.e\. |name: )?{_TIES}"),
     (
@@ -87,7 +87,7 @@ _ADDRESS_NAME = [
     ("far row", 1, r" ?\|(?:[^|]{0,40}\|){1,3} ?"),
 ]
 _NAME_ADDRESS = [
-    ("paren", 3, rf"(?: (?:{_WORD} ){{0,5}}{_TAIL})? ?[(\[] ?{_PLACE}"),
+    ("paren", 3, rf"(?: (?:{_WORD} ){{0,5}}{_TAIL})?\]{{0,2}} ?[(\[] ?{_PLACE}"),
     ("is", 3, rf"(?: {_TAIL})?,?(?: which)? (?:is|are) {_PLACE}"),
     ("is", 3, rf" (?:is |are )?(?:maps|mapped|corresponds) to {_PLACE}"),
     ("is", 3, rf"(?:'s| has)? (?:the )?address (?:is |of )?{_PLACE}"),
@@ -125,7 +125,8 @@ _DIRECT = "lda|ldx|ldy|sta|stx|sty|stz|bit|and|ora|eor|adc|sbc|cmp|cpx|cpy|inc|d
 _INSTRUCTION_BEFORE = re.compile(rf"\b(?:{_DIRECT})(?:\.[bwl])?\s+[!>]?(?:REG_|SNES_)?$", re.I)
 _CELL_BEFORE = re.compile(r"(?:^|\|)[^\w|]*$")
 _OPENS = re.compile(
-    r"(?:^\W*(?:\d{1,3}[.)]\s*)?(?:the\s+|[#.]?(?:define|equ|set|const)\s+)?|[(\[|:;]\s*|\bregisters?\s+)[*_`!]*$", re.I
+    r"(?:^\W*(?:\d{1,3}[.)]\s*)?(?:the\s+|[#.]?(?:define|equ|set|const)\s+)?|[(\[|:;.]\s*|\bregisters?\s+)[*_`!]*$",
+    re.I,
 )
 _BRACKET_BEFORE = re.compile(r"(?:[(\[]|\.(?:equ|set|define)\s+)[*_`'\"]*$", re.I)
 # What the named register does to the addressed one.

@@ -13,9 +13,9 @@ from afs_mlx.snes.cpu.core import Cpu, Fetched
 from afs_mlx.snes.cpu.memory import BLOCK_BITS, BLOCK_BYTES, lorom
 from afs_mlx.snes.cpu.opcodes import OPCODES
 from afs_mlx.snes.cpu.state import State
-from afs_mlx.snes.equivalence.entries import RAM_BLOCKS, Entry
-from afs_mlx.snes.equivalence.ports import PortEvent, Ports, is_port
-from afs_mlx.snes.equivalence.routine import ROM_BYTES, Routine, rom_offset
+from afs_mlx.snes.execution.entries import RAM_BLOCKS, Entry
+from afs_mlx.snes.execution.ports import PortEvent, Ports, is_port
+from afs_mlx.snes.execution.routine import ROM_BYTES, Routine, rom_offset
 
 SRAM_BYTES = 32 * 1024
 RETURN_OFFSET = 0x7FF0  # in the low half of a bank no ROM lies, so no routine either
@@ -101,6 +101,11 @@ class Board(Cpu):
 
     def execute(self, entry: Entry, budget: int) -> Outcome:
         """Enter the routine and run until it ends or `budget` instructions are done."""
+        self.enter(entry)
+        return self.outcome(self.run(budget))
+
+    def enter(self, entry: Entry) -> None:
+        """Stand before the first instruction, called from elsewhere."""
         self._ports = Ports(entry.port_seed)
         self._at_ports = set()
         self._read_itself = False
@@ -109,9 +114,11 @@ class Board(Cpu):
         self.load(state)
         self._push_return(state)
         self.cycles = self.clocks = 0
-        reason: str = self.run(budget)
+
+    def outcome(self, stop: str) -> Outcome:
+        """What the run since `enter` left behind."""
         return Outcome(
-            stop=ENDLESS if reason == "budget" else reason,
+            stop=ENDLESS if stop == "budget" else stop,
             state=self.state,
             ram={number: bytes(block) for number, block in self._dirty.items()},
             events=tuple(self._ports.log),
@@ -151,6 +158,8 @@ class Board(Cpu):
             raise Stopped(FALLS_OFF)
         if not 0 <= offset < len(self.routine.code):
             raise Stopped(f"leaves to ${address:06X}")
+        if address in self.breakpoints:
+            raise Stopped("breakpoint")
         self._note(offset)
         read_itself = self._read_itself
         fetched = self.fetch_instruction(address)

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from afs_mlx.schema.optimisation import EntryState
-from afs_mlx.snes.cpu.memory import BLOCK_BYTES
+from afs_mlx.snes.cpu.memory import BLOCK_BITS, BLOCK_BYTES
 from afs_mlx.snes.cpu.state import CARRY, DECIMAL, M8, X8, State
 
+_WRAM, _SRAM = 0x7E0000, 0x700000
+_WRAM_BLOCKS = 16
 RAM_BLOCKS = 20  # 16 of WRAM, 4 of save RAM; block 0 holds the direct page, the stack and most variables
 STACK_BYTES = 96  # below S at entry: what a routine may leave behind there is dead
 _S_NATIVE = (0x1E80, 0x1FE0)
@@ -110,3 +112,22 @@ def _block(kind: str, palette: bytes, rng: random.Random) -> bytes:
 def _pool(kind: str) -> tuple[bytes, ...]:
     rng = random.Random(kind)
     return tuple(_block(kind, _palette(kind, rng), rng) for _ in range(_POOL))
+
+
+def address_of(block: int, offset: int) -> int:
+    """The 24-bit address of a byte of RAM: WRAM in banks $7E and $7F, save RAM in bank $70."""
+    if block < _WRAM_BLOCKS:
+        return _WRAM + (block << BLOCK_BITS) + offset
+    return _SRAM + (block - _WRAM_BLOCKS << BLOCK_BITS) + offset
+
+
+def block_of(address: int) -> tuple[int, int] | None:
+    """The block and the offset of a byte of RAM at a 24-bit address, also through a mirror; None for other memory."""
+    bank, offset = address >> 16, address & 0xFFFF
+    if bank in (0x7E, 0x7F):
+        return (bank & 1) << 3 | offset >> BLOCK_BITS, offset & BLOCK_BYTES - 1
+    if not bank & 0x40 and offset < BLOCK_BYTES:
+        return 0, offset
+    if bank & 0x7F >= 0x70 and offset < 0x8000:
+        return _WRAM_BLOCKS + (offset >> BLOCK_BITS), offset & BLOCK_BYTES - 1
+    return None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from afs_mlx.snes.equivalence.board import Outcome
+from afs_mlx.snes.execution.board import Outcome
 
 
 @dataclass(frozen=True)

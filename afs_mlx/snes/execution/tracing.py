@@ -1,0 +1,68 @@
+"""One run, instruction by instruction, for a person or a debugger to look at."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from afs_mlx.snes.cpu.control import Stopped
+from afs_mlx.snes.cpu.opcodes import OPCODES
+from afs_mlx.snes.cpu.state import State
+from afs_mlx.snes.disassembly.operands import data_address, target_of, text_of
+from afs_mlx.snes.execution.board import Board, Outcome
+from afs_mlx.snes.execution.entries import Entry
+from afs_mlx.snes.registers.table import name_of
+
+
+@dataclass(frozen=True)
+class Step:
+    """An executed instruction: where, its bytes and text, the user's line, the state after it, what it cost."""
+
+    address: int
+    code: bytes
+    text: str
+    comment: str
+    line: int | None
+    after: State
+    cycles: int
+    clocks: int
+
+
+class Tracer:
+    """Runs a routine step by step; `outcome` is there once `steps` has come to its end."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self.outcome: Outcome | None = None
+
+    def steps(self, entry: Entry, budget: int) -> Iterator[Step]:
+        """Every instruction after it was executed, at most `budget`."""
+        board = self._board
+        board.enter(entry)
+        stop = "budget"
+        try:
+            for _ in range(budget):
+                board.arrive(board.state.address)
+                yield self._step()
+        except Stopped as stopped:
+            stop = stopped.args[0]
+        self.outcome = board.outcome(stop)
+
+    def _step(self) -> Step:
+        board, routine = self._board, self._board.routine
+        address, cycles, clocks = board.state.address, board.cycles, board.clocks
+        offset = routine.offset_of(address)
+        opcode = OPCODES[routine.code[offset]]
+        code = routine.code[offset : offset + 1 + opcode.operand_bytes(board.m8, board.x8)]
+        board.step()
+        operand = int.from_bytes(code[1:], "little")
+        target = target_of(opcode, operand, address, len(code))
+        named = data_address(opcode, operand)
+        return Step(
+            address=address,
+            code=code,
+            text=text_of(opcode, operand, len(code), None if target is None else f"${target & 0xFFFF:04x}"),
+            comment=(named is not None and name_of(named)) or "",
+            line=routine.line_at(offset),
+            after=board.state,
+            cycles=board.cycles - cycles,
+            clocks=board.clocks - clocks,
+        )
