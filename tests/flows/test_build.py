@@ -17,7 +17,6 @@ from afs_mlx.engine.adapters.format import WEIGHTS
 from afs_mlx.engine.inference.generation import Generator
 from afs_mlx.engine.training import trainer
 from afs_mlx.engine.training.events import Planned, Stepped
-from afs_mlx.evaluation.scorers import optimisation
 from afs_mlx.experts.catalog import Catalog, ChosenExpert
 from afs_mlx.flows.build import STAGES, BuildConfig, BuildEvent, BuildResult, StageStarted, TensorWritten, build
 from afs_mlx.pipelines.evaluate import CaseDone
@@ -29,10 +28,12 @@ from afs_mlx.schema.optimisation import OptimisationPair
 from afs_mlx.schema.recipe import Recipe
 from afs_mlx.schema.sampling import Sampling
 from afs_mlx.snes.asar import Assembly
+from afs_mlx.snes.equivalence import judging
 
-# One short answer to everything is shorter than every routine of the suite: it can be learnt from noise in seconds.
+# Every routine here loads and compares what nobody reads afterwards, so one short answer is right for all of them: it
+# can be learnt from noise in seconds.
 ANSWER = "```asm\n  nop\n```\nSo."
-OPCODES = ("lda", "ldx", "ldy", "adc", "sbc", "ora", "eor", "and", "cmp", "bit", "inc", "dec")
+OPCODES = ("lda", "ldx", "ldy", "adc", "sbc", "ora", "eor", "and", "cmp", "bit", "cpx", "lda.w")
 LEARNS = Recipe(rank=16, alpha=32, learning_rate=3e-3, epochs=16, batch_tokens=300, max_seq_tokens=512)
 IDLE = LEARNS.model_copy(update={"learning_rate": 1e-9, "epochs": 1})
 SUITE = """
@@ -40,7 +41,7 @@ title = "three routines"
 scorer = "optimisation"
 cases = "cases.jsonl"
 max_tokens = 24
-measures = "whether something shorter comes back"
+measures = "whether something cheaper comes back"
 """
 
 
@@ -52,7 +53,7 @@ def pair(number: int, opcode: str) -> OptimisationPair:
             "goal": "bytes",
             "entry": {"m": 8, "x": 8},
             "live": [],
-            "code": f"  {opcode} $10\n  {opcode} $2{number % 10}\n  sta $30",
+            "code": f"  {opcode} $10\n  {opcode} $2{number % 10}\n  tax",
             "better": "  nop",
             "reason": "none",
             "not_when": "never",
@@ -72,7 +73,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 def config_in(folder: Path) -> BuildConfig:
     """Twelve rows and three cases below `folder`; the workspace is the one that holds now."""
     data = write(folder / "small.jsonl", [chat_row(pair(n, opcode)) for n, opcode in enumerate(OPCODES)])
-    write(folder / "cases.jsonl", [pair(n, "stx").model_dump(mode="json") for n in range(50, 53)])
+    write(folder / "cases.jsonl", [pair(n, "cpy").model_dump(mode="json") for n in range(50, 53)])
     suite = folder / "three.toml"
     suite.write_text(SUITE)
     version = ExpertVersion(kind="lora", base="tiny-qwen2")
@@ -225,7 +226,7 @@ def test_without_asar_the_chain_goes_on_unverified(config: BuildConfig, monkeypa
         yield from ((index, ANSWER) for index in range(len(conversations)))
 
     monkeypatch.setattr(Generator, "answers", answers)
-    monkeypatch.setattr(optimisation, "assemble", lambda code: Assembly("unavailable", 0, b"", (), ()))
+    monkeypatch.setattr(judging, "assemble", lambda code: Assembly("unavailable", 0x8000))
     result = build(replace(config, recipe=IDLE), ignore)
     assert result.after is not None
     assert result.after.score is None
@@ -253,7 +254,7 @@ def test_an_interruption_keeps_the_adapter_and_ends_early(config: BuildConfig) -
 
 
 def test_suite_rows_in_the_data_are_refused_before_any_work(config: BuildConfig) -> None:
-    leaked = [*[chat_row(pair(n, opcode)) for n, opcode in enumerate(OPCODES)], chat_row(pair(51, "stx"))]
+    leaked = [*[chat_row(pair(n, opcode)) for n, opcode in enumerate(OPCODES)], chat_row(pair(51, "cpy"))]
     write(config.data, leaked)
     events: list[BuildEvent] = []
     with pytest.raises(AfsError, match="evaluation cases stand in the training data") as caught:

@@ -15,7 +15,6 @@ from afs_mlx.engine.bases.loading import load_base
 from afs_mlx.engine.inference.generation import Generator
 from afs_mlx.engine.training import lora, trainer
 from afs_mlx.engine.training.rows import tokenise
-from afs_mlx.evaluation.scorers import optimisation
 from afs_mlx.evaluation.suites import load_suite
 from afs_mlx.pipelines.evaluate import CaseDone, EvaluateConfig, EvaluateResult, evaluate
 from afs_mlx.schema.example import Example
@@ -23,6 +22,7 @@ from afs_mlx.schema.expert import Shot
 from afs_mlx.schema.message import Message
 from afs_mlx.schema.recipe import Recipe
 from afs_mlx.snes.asar import Assembly
+from afs_mlx.snes.equivalence import judging
 
 SYSTEM = "You are Din."
 ANSWER = "```asm\n  stz $10\n```"
@@ -31,8 +31,8 @@ title = "three routines"
 scorer = "optimisation"
 cases = "rows.jsonl"
 max_tokens = 24
-measures = "whether a shorter routine comes back"
-limits = "it is not executed"
+measures = "whether a cheaper routine comes back"
+limits = "three cases"
 """
 
 
@@ -43,8 +43,8 @@ def row(number: int) -> dict[str, Any]:
         "goal": "bytes",
         "entry": {"m": 8, "x": 8},
         "live": [],
-        "code": f"  lda #$00\n  sta $1{number}",
-        "better": f"  stz $1{number}",
+        "code": f"  ld{'axy'[number]} #$00\n  st{'axy'[number]} $10",
+        "better": "  stz $10",
         "reason": "one store",
         "not_when": "A is read",
     }
@@ -114,7 +114,7 @@ def test_an_adapter_is_put_on_and_held_against_the_base(config: EvaluateConfig, 
     assert after.verdict.passed
     assert after.verdict.before == 0
     assert all(result.answer.startswith(ANSWER) for result in after.results)
-    assert after.checks["assembles"].value == after.checks["shorter"].value == 1
+    assert after.checks["equal"].value == after.checks["cheaper"].value == 1
     worse = run(replace(config, before=after.path, threshold=0))
     assert not worse.verdict.passed
     assert "below the 1.00 before it" in worse.verdict.reason
@@ -137,7 +137,7 @@ def test_the_file_says_what_was_asked_of_whom(config: EvaluateConfig, adapter: P
     assert (record["score"]["value"], record["score"]["n"]) == (1, 3)
     assert record["gate"] == result.verdict.model_dump()
     assert [case["id"] for case in record["cases"]] == ["case-0", "case-1", "case-2"]
-    assert record["limits"] == "it is not executed"
+    assert record["limits"] == "three cases"
     assert record["packages"]["mlx-lm"]
 
 
@@ -183,7 +183,7 @@ def test_a_score_of_other_cases_is_no_measure(config: EvaluateConfig, suite: Pat
 def test_without_asar_there_is_no_score_and_no_pass(
     config: EvaluateConfig, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optimisation, "assemble", lambda code: Assembly("unavailable", 0, b"", (), ()))
+    monkeypatch.setattr(judging, "assemble", lambda code: Assembly("unavailable", 0x8000))
     result = run(replace(config, adapter=adapter, threshold=0))
     assert result.score is None
     assert not result.verdict.passed

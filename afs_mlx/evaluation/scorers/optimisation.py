@@ -1,4 +1,4 @@
-"""Scores din's answers by execution: the routine does the same under the case's entry state and is cheaper for its goal.
+"""Scores din's answers by execution: the routine does the same under the case's entry state, cheaper for its goal.
 
 Both routines are assembled and run from many states; see `afs_mlx.snes.equivalence`.
 """
@@ -68,5 +68,5 @@ def _costs(report: Report) -> str:
     if report.reference is None or report.candidate is None:
         return ""
     before, after = report.reference, report.candidate
-    cycles = f"{before.cycles.mean:g} → {after.cycles.mean:g} cycles"
+    cycles = f"{before.cycles.mean:.1f} → {after.cycles.mean:.1f} cycles"
     return f"{before.size_bytes} → {after.size_bytes} bytes, {cycles}"
