@@ -8,6 +8,7 @@ import typer
 from afs_mlx import __version__
 from afs_mlx.cli import bases, build, chatting, convert, evaluate, experts, export, fuse, routing, training
 from afs_mlx.cli.errors import DEBUG, handled
+from afs_mlx.cli.snes.app import app as snes_app
 
 app = typer.Typer(
     name="afs-mlx",
@@ -57,6 +58,7 @@ for name, command in (
     app.command(name)(handled(command))
 app.add_typer(experts.app, name="experts")
 app.add_typer(export_app, name="export")
+app.add_typer(snes_app, name="snes")
 
 
 def main() -> None:

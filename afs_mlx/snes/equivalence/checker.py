@@ -81,6 +81,8 @@ class Checker:
     contract: Contract
     states: int = STATES
     seed: int = 0
+    fast: bool = False
+    """Whether code in banks $80-$FF runs from FastROM."""
     runs: list[tuple[EntryState, Entry, Outcome]] = field(init=False, default_factory=list)
     live: tuple[Live, ...] = field(init=False, default=())
     notes: tuple[Note, ...] = field(init=False, default=())
@@ -88,7 +90,7 @@ class Checker:
     """Why nothing can be held against this reference; empty when it can."""
 
     def __post_init__(self) -> None:
-        board = Board(self.routine)
+        board = Board(self.routine, self.fast)
         tried = list(self._run_all(board))
         self._board = board
         self.notes = tuple(sorted(board.notes))
@@ -123,7 +125,7 @@ class Checker:
         """Run the candidate from the same states until one shows a difference."""
         if self.problem:
             return Report("not verifiable", self.problem, len(self.runs), self.live, notes=self.notes)
-        board = Board(candidate)
+        board = Board(candidate, self.fast)
         judged: list[tuple[Outcome, Outcome]] = []
         doubtful: list[tuple[EntryState, Entry, Outcome, Difference]] = []
         for declared, entry, expected in self.runs:

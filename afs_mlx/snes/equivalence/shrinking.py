@@ -55,8 +55,9 @@ class Shrinker:
         for name, fixed in free.items():
             if fixed is not None:
                 continue
-            for value in (0, 1, getattr(self.entry.state, name) & 0xFF):
-                if self._keeps(replace(self.entry, state=self.entry.state._replace(**{name: value}))):
+            now = getattr(self.entry.state, name)
+            for value in (0, 1, now & 0xFF):
+                if value == now or self._keeps(replace(self.entry, state=self.entry.state._replace(**{name: value}))):
                     break
         for bit in (OVERFLOW, NEGATIVE, ZERO, CARRY):
             if bit != CARRY or declared.c is None:

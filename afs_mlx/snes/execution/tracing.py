@@ -27,24 +27,27 @@ class Step:
 
 
 class Tracer:
-    """Runs a routine step by step; `outcome` is there once `steps` has come to its end."""
+    """Runs a routine step by step."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
-        self.outcome: Outcome | None = None
+        self._stop = "budget"
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the steps taken so far left behind, and why there are no more."""
+        return self._board.outcome(self._stop)
 
     def steps(self, entry: Entry, budget: int) -> Iterator[Step]:
         """Every instruction after it was executed, at most `budget`."""
         board = self._board
         board.enter(entry)
-        stop = "budget"
         try:
             for _ in range(budget):
                 board.arrive(board.state.address)
                 yield self._step()
         except Stopped as stopped:
-            stop = stopped.args[0]
-        self.outcome = board.outcome(stop)
+            self._stop = stopped.args[0]
 
     def _step(self) -> Step:
         board, routine = self._board, self._board.routine

@@ -1,0 +1,140 @@
+"""What the commands of `snes` take: code as a file, standard input or text, addresses, entry states, what is live."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+import typer
+
+from afs_mlx.core.errors import AfsError, UsageError, closest
+
+MAX_INPUT_BYTES = 4 << 20  # a LoROM image; texts are held to the grammar's own limit
+
+Code = Annotated[str, typer.Argument(metavar="CODE", help="A file, - for standard input, or the code itself.")]
+EntryOption = Annotated[
+    str,
+    typer.Option(
+        "--entry",
+        metavar="KEY=VALUE,...",
+        help="What holds on entry: m and x (8 or 16), d, dbr, a, x_value, y, c, decimal, e. The rest may be anything.",
+    ),
+]
+OrgOption = Annotated[str, typer.Option("--org", metavar="ADDRESS", help="Where the code lies, unless it says so.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Draws other states.")]
+
+
+def text_of(argument: str) -> str:
+    """Assembly text from a file, standard input or the argument itself. Raises AfsError when it is none of these."""
+    data = _bytes_of(argument)
+    if data is None:
+        if not _looks_like_code(argument):
+            raise AfsError("there is no such file", argument, "check the path; code itself holds a space: 'lda #$00'")
+        return argument
+    return data.decode("utf-8", "replace")
+
+
+def machine_code_of(argument: str) -> bytes:
+    """Machine code from a file, standard input or hexadecimal digits."""
+    data = _bytes_of(argument)
+    if data is not None:
+        return data
+    digits = re.sub(r"[\s,$]", "", argument)
+    if not digits or re.fullmatch(r"([0-9A-Fa-f]{2})+", digits) is None:
+        raise AfsError("neither a file nor hexadecimal bytes", argument, "write for example 'a9 00 60'")
+    return bytes.fromhex(digits)
+
+
+def _bytes_of(argument: str) -> bytes | None:
+    """The bytes of a file or of standard input; None when the argument names no file."""
+    if argument == "-":
+        return sys.stdin.buffer.read(MAX_INPUT_BYTES)
+    if "\0" in argument or "\n" in argument or len(argument) > 1000:
+        return None
+    path = Path(argument)
+    if path.is_dir():
+        raise AfsError("a folder, not a file", argument, "name a file")
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        return file.read(MAX_INPUT_BYTES)
+
+
+def _looks_like_code(text: str) -> bool:
+    from afs_mlx.snes.mnemonics import SHAPES
+
+    word = text.strip().lower()
+    return bool(re.search(r"\s", text.strip())) or word in SHAPES or word.endswith(":")
+
+
+def number(text: str, where: str) -> int:
+    """`$7E`, `0x7e`, `%101` or `126`. Raises UsageError."""
+    digits = text.strip().lower()
+    base = 10
+    for sign, its_base in (("$", 16), ("0x", 16), ("%", 2)):
+        if digits.startswith(sign):
+            digits, base = digits.removeprefix(sign), its_base
+    if re.fullmatch(r"[0-9a-f]{1,16}", digits) is not None:
+        try:
+            return int(digits, base)
+        except ValueError:
+            pass
+    raise UsageError(f"{text!r} is not a number", where, "write $7E, 0x7e, %101 or 126")
+
+
+def address(text: str, where: str) -> int:
+    """A 24-bit address in hexadecimal: `$8000`, `808000`, `$80:8000`. Raises UsageError."""
+    digits = text.strip().lower().removeprefix("$").removeprefix("0x").replace(":", "")
+    if re.fullmatch(r"[0-9a-f]{1,6}", digits) is None:
+        raise UsageError(f"{text!r} is not an address", where, "write up to six hexadecimal digits, like $7E0010")
+    return int(digits, 16)
+
+
+def declared_entry(text: str) -> dict[str, int]:
+    """The keys of an entry state that were given. Raises UsageError or AfsError with what is wrong."""
+    from afs_mlx.core.config import validate
+    from afs_mlx.schema.optimisation import EntryState
+
+    keys = [key for key in EntryState.model_fields if key != "known"]
+    found: dict[str, int] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, sign, value = part.partition("=")
+        key = key.strip().lower()
+        if not sign or key not in keys:
+            raise UsageError(f"{part!r} is no key=value of an entry state", "--entry", closest(key, keys))
+        found[key] = number(value, f"--entry {key}")
+    validate(EntryState, {"m": 8, "x": 8, **found}, "--entry")
+    if found.get("e") == 1 and 16 in (found.get("m"), found.get("x")):
+        raise UsageError("emulation mode has 8-bit registers", "--entry", "leave e out, or m and x at 8")
+    return found
+
+
+def live_names(text: str | None) -> tuple[Any, ...] | None:
+    """What is live, None when it is to be inferred, () for `none`. Raises UsageError."""
+    from afs_mlx.schema.optimisation import Live
+
+    if text is None:
+        return None
+    known = [str(name) for name in get_args(Live)]
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    if names == ["none"]:
+        return ()
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{name!r} cannot be live", "--live", f"known: {', '.join(known)}, none")
+    return tuple(dict.fromkeys(names))
+
+
+def spans(text: str) -> tuple[tuple[int, int], ...]:
+    """`10-1F,7E2000`: stretches of memory, by the one address that stands for each byte of RAM. Raises UsageError."""
+    from afs_mlx.snes.execution.entries import address_of, block_of
+
+    found = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        first, _, last = part.partition("-")
+        ends = [address(end, "--scratch") for end in (first, last or first)]
+        places = [block_of(end) for end in ends]
+        if None in places or ends[0] > ends[1]:
+            raise UsageError(f"{part!r} is no stretch of RAM", "--scratch", "write for example 10-1F or 7E2000-7E20FF")
+        found.append((address_of(*cast(tuple[int, int], places[0])), address_of(*cast(tuple[int, int], places[1]))))
+    return tuple(found)

@@ -1,0 +1,109 @@
+"""`afs-mlx snes asm` and `disasm`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from afs_mlx.cli.options import AsJson
+from afs_mlx.cli.render.console import emit_json, err, notice, out, plain
+from afs_mlx.cli.snes.arguments import Code, OrgOption, address, machine_code_of, text_of
+from afs_mlx.core.errors import ExitCode, MissingError, UsageError
+
+
+def asm(
+    code: Code,
+    org: OrgOption = "$008000",
+    write: Annotated[Path | None, typer.Option("--out", help="Write the bytes to a file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Assemble with Asar; errors carry the line of your text.
+
+    Exit code 1 when it does not assemble, 3 when Asar is not installed: then nothing is verified.
+    """
+    from afs_mlx.core.files import atomic_path
+    from afs_mlx.snes.asar import assemble
+    from afs_mlx.snes.lint import lint
+
+    text = text_of(code)
+    result = assemble(text, address(org, "--org"))
+    warnings = [*result.warnings, *(lint(text) if result.status == "ok" else ())]
+    if as_json:
+        emit_json(
+            {
+                "status": result.status,
+                "org": result.org,
+                "code": result.code.hex(),
+                "size_bytes": len(result.code),
+                "errors": [{"line": e.line, "message": plain(e.message)} for e in result.errors],
+                "warnings": [{"line": e.line, "message": plain(e.message)} for e in warnings],
+            }
+        )
+    else:
+        for problem in warnings:
+            notice(plain(str(problem)))
+        lines = text.splitlines()
+        for place in result.placed:
+            shown = result.code[place.offset : place.offset + place.size].hex(" ")
+            source = plain(lines[place.line - 1].strip()) if place.line <= len(lines) else ""
+            shown = shown if place.size <= 4 else f"{shown[:8]} …"
+            out().print(f"{result.org + place.offset:06x}  {shown:<12}  {source}", markup=False)
+        for problem in result.errors:
+            err().print(plain(str(problem)), style="red", markup=False)
+        if result.status == "ok":
+            err().print(f"{len(result.code)} bytes", markup=False)
+    if result.status == "unavailable":
+        raise MissingError("not verified: Asar is not installed", "asm", "make setup, or put asar on the PATH")
+    if result.status == "failed":
+        raise typer.Exit(ExitCode.ERROR)
+    if write is not None:
+        with atomic_path(write) as temporary:
+            temporary.write_bytes(result.code)
+
+
+def disasm(
+    code: Annotated[
+        str, typer.Argument(metavar="CODE", help="A binary file, - for standard input, or hexadecimal bytes.")
+    ],
+    org: OrgOption = "$008000",
+    m: Annotated[int, typer.Option("--m", help="Bits of A on entry: 8 or 16.")] = 8,
+    x: Annotated[int, typer.Option("--x", help="Bits of X and Y on entry: 8 or 16.")] = 8,
+    rom: Annotated[bool, typer.Option("--rom", help="The file is a LoROM image; start at --org in it.")] = False,
+    length: Annotated[int, typer.Option("--length", min=0, help="How many bytes; 0 for all.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Disassemble along the flow of the code, following the register widths through REP, SEP, PHP and PLP."""
+    from afs_mlx.snes.disassembler import disassemble
+    from afs_mlx.snes.grammar import lorom_address
+
+    if m not in (8, 16) or x not in (8, 16):
+        raise UsageError("a register has 8 or 16 bits", "--m, --x", "write 8 or 16")
+    start, data = address(org, "--org"), machine_code_of(code)
+    if rom:
+        if not lorom_address(start):
+            raise UsageError(f"${start:06X} is not a LoROM address", "--org", "take $8000-$FFFF of a bank")
+        offset = (start & 0x7F0000) >> 1 | start & 0x7FFF
+        if offset >= len(data):
+            raise UsageError(f"${start:06X} lies behind the image's {len(data):,} bytes", "--org", "take a lower bank")
+        data = data[offset : offset + 0x8000 - (start & 0x7FFF)]
+    listing = disassemble(data[: length or None], start, m == 8, x == 8)
+    if as_json:
+        emit_json(
+            {
+                "lines": [
+                    {
+                        "address": line.address,
+                        "code": line.code.hex(),
+                        "label": line.label,
+                        "text": line.text,
+                        "comment": line.comment,
+                        "m8": line.m8,
+                        "x8": line.x8,
+                    }
+                    for line in listing.lines
+                ],
+                "problems": [{"address": p.address, "message": p.message} for p in listing.problems],
+            }
+        )
+        return
+    out().print(listing.render(), markup=False)
