@@ -9,7 +9,7 @@ from afs_mlx.answering import Answerer
 from afs_mlx.core.files import read_json, write_json
 from afs_mlx.core.manifest import input_file, provenance
 from afs_mlx.core.paths import Workspace
-from afs_mlx.evaluation.gate import Verdict, gate
+from afs_mlx.evaluation.gate import Measured, Verdict, gate
 from afs_mlx.evaluation.run import check_scores, overall, run_suite
 from afs_mlx.evaluation.suites import load_suite
 from afs_mlx.runs.selection import results_folder
@@ -95,7 +95,7 @@ def evaluate(config: EvaluateConfig, on_event: Callable[[CaseDone], None]) -> Ev
         "shots": [shot.model_dump() for shot in config.shots],
         "decoding": {"greedy": True, "max_tokens": suite.header.max_tokens},
     }
-    before = _score_in(config.before, asked) if config.before else None
+    before = _measured_in(config.before, asked) if config.before else None
     from afs_mlx.engine.adapters.attaching import load_with_adapter
     from afs_mlx.engine.inference.generation import Generator
 
@@ -107,9 +107,9 @@ def evaluate(config: EvaluateConfig, on_event: Callable[[CaseDone], None]) -> Ev
 
     results = run_suite(suite, ask, lambda result, done, total: on_event(CaseDone(result, done, total)))
     score = overall(results)
-    verdict = gate(score, config.threshold, before, demo=config.demo)
-    unverified = next((result.why for result in results if result.passed is None), "")
     checks = check_scores(results)
+    verdict = gate(Measured(score, checks) if score else None, config.threshold, before, demo=config.demo)
+    unverified = next((result.why for result in results if result.passed is None), "")
     record: dict[str, Any] = {
         **provenance("eval"),
         "suite": suite.name,
@@ -130,9 +130,12 @@ def evaluate(config: EvaluateConfig, on_event: Callable[[CaseDone], None]) -> Ev
     )
 
 
-def _score_in(path: Path, asked: dict[str, Any]) -> Score | None:
-    """The score of an earlier result, None when it was unverified or asked otherwise."""
+def _measured_in(path: Path, asked: dict[str, Any]) -> Measured | None:
+    """The score and checks of an earlier result, None when it was unverified or asked otherwise."""
     record = read_json(path, "the earlier result")
     value = record.get("score")
     same = all(record.get(key) == wanted for key, wanted in asked.items())
-    return Score.model_validate(value) if value and same else None
+    if not value or not same:
+        return None
+    checks = {name: Score.model_validate(share) for name, share in record.get("checks", {}).items()}
+    return Measured(Score.model_validate(value), checks)

@@ -2,12 +2,14 @@
 
 import pytest
 
-from afs_mlx.evaluation.gate import gate
+from afs_mlx.evaluation.gate import Measured, gate
 from afs_mlx.schema.score import Score
 
 
-def of(passed: int | None) -> Score | None:
-    return None if passed is None else Score.of(passed, 10)
+def of(passed: int | None, **checks: int) -> Measured | None:
+    if passed is None:
+        return None
+    return Measured(Score.of(passed, 10), {name: Score.of(met, 10) for name, met in checks.items()})
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,26 @@ def test_a_demo_has_to_beat_its_base_and_nothing_more(
 ) -> None:
     verdict = gate(of(score), 0.5, of(before), demo=True)
     assert (verdict.passed, verdict.reason) == (passed, reason)
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "passed", "said"),
+    [
+        ({"block": 9, "assembles": 7, "equal": 2}, {"block": 1, "assembles": 0}, True, "equal 0.20 is above its 0.00"),
+        ({"block": 9, "assembles": 7}, {"block": 1, "assembles": 6}, True, "assembles 0.70 is above its 0.60"),
+        ({"block": 9, "assembles": 6}, {"block": 1, "assembles": 7}, False, "assembles 0.60 is below its 0.70"),
+        ({"block": 9, "assembles": 7}, {"block": 9, "assembles": 7}, False, "0.00 is not above the base's 0.00"),
+        ({"code_block": 9}, {"code_block": 1}, True, "code block 0.90 is above its 0.10"),
+    ],
+)
+def test_where_a_demo_scores_as_its_base_the_last_check_that_differs_decides(
+    after: dict[str, int], before: dict[str, int], passed: bool, said: str
+) -> None:
+    verdict = gate(of(0, **after), 0.5, of(0, **before), demo=True)
+    assert verdict.passed is passed
+    assert said in verdict.reason
+    assert gate(of(0, **after), 0.5, of(0, **before), demo=False).passed is False, "only a demo"
+    assert gate(of(0, **after), 0.5, of(1, **before), demo=True).passed is False, "the score comes first"
 
 
 @pytest.mark.parametrize("demo", [False, True])

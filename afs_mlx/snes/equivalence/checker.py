@@ -13,8 +13,8 @@ from afs_mlx.schema.optimisation import EntryState, Live
 from afs_mlx.snes.cpu.opcodes import OPCODES
 from afs_mlx.snes.equivalence.comparison import Difference, Span, first_difference
 from afs_mlx.snes.equivalence.outputs import inferred
-from afs_mlx.snes.equivalence.shrinking import Shrinker
-from afs_mlx.snes.execution.board import Board, Note, Outcome
+from afs_mlx.snes.equivalence.shrinking import TRIES, Shrinker
+from afs_mlx.snes.execution.board import ENDLESS, Board, Note, Outcome
 from afs_mlx.snes.execution.cost import Cost
 from afs_mlx.snes.execution.entries import Entry, draw
 from afs_mlx.snes.execution.routine import Routine
@@ -24,8 +24,10 @@ type Verdict = Literal["equal", "differs", "no return", "not verifiable"]
 STATES = 512
 LEAST_STATES = 16  # fewer that can be judged by prove nothing
 RUN_BUDGET = 20_000  # instructions of one run of the reference
-TOTAL_BUDGET_CYCLES = 6_000_000  # of all runs of the reference; then the states so far must do
+TOTAL_BUDGET_CYCLES = 6_000_000  # of all runs of one routine; then the states so far must do
 CANDIDATE_FACTOR, CANDIDATE_SLACK = 4, 1000  # a candidate may take this many instructions per cycle of the reference
+PATIENCE = 300_000  # instructions after which a candidate that took longer is given up
+LONG_RUN_CYCLES, LONG_RUN_TRIES = 50_000, 12  # a counter-example of such a run is made smaller in fewer steps
 _RARE = 0.5  # an instruction that meets a port in fewer of the runs than this got there by accident
 _DIRECT_MODES = frozenset(("a", "al"))
 
@@ -128,21 +130,27 @@ class Checker:
         board = Board(candidate, self.fast)
         judged: list[tuple[Outcome, Outcome]] = []
         doubtful: list[tuple[EntryState, Entry, Outcome, Difference]] = []
+        spent_cycles = 0
         for declared, entry, expected in self.runs:
             got = board.execute(entry, _budget(expected))
+            if got.stop == ENDLESS:
+                got = board.execute(entry, PATIENCE)
+            spent_cycles += got.cycles
             difference = self._difference(entry, expected, got)
             if difference is None:
                 judged.append((expected, got))
             elif got.read_itself or got.at_ports:
                 doubtful.append((declared, entry, got, difference))
             else:
-                return self._differs(board, candidate, declared, entry, difference)
+                return self._differs(board, declared, entry, got, difference)
+            if spent_cycles > TOTAL_BUDGET_CYCLES and len(judged) >= 2 * LEAST_STATES:
+                break
         accidents = _accidents(
             candidate, [got for _, got in judged] + [got for _, _, got, _ in doubtful], self.contract.entries
         )
         for declared, entry, got, difference in doubtful:
             if not got.read_itself and not got.at_ports & accidents:
-                return self._differs(board, candidate, declared, entry, difference)
+                return self._differs(board, declared, entry, got, difference)
         notes = tuple(sorted(board.notes))
         if len(doubtful) * 4 > len(self.runs):
             why = f"from {len(doubtful)} of {len(self.runs)} states it reads its own code or strays to a port"
@@ -161,27 +169,30 @@ class Checker:
         return first_difference(entry, expected, got, self.live, self.contract.scratch)
 
     def _differs(
-        self, board: Board, candidate: Routine, declared: EntryState, entry: Entry, difference: Difference
+        self, board: Board, declared: EntryState, entry: Entry, got: Outcome, difference: Difference
     ) -> Report:
+        long = got.returned and got.cycles > LONG_RUN_CYCLES
+
+        def budget(expected: Outcome) -> int:
+            return PATIENCE if long else _budget(expected)
+
         def differ(simpler: Entry) -> Difference | None:
             expected = self._board.execute(simpler, RUN_BUDGET)
             if not expected.returned or expected.read_itself:
                 return None
-            return self._difference(simpler, expected, board.execute(simpler, _budget(expected)))
+            return self._difference(simpler, expected, board.execute(simpler, budget(expected)))
 
-        shrinker = Shrinker(differ, entry, difference)
+        shrinker = Shrinker(differ, entry, difference, LONG_RUN_TRIES if long else TRIES)
         shrinker.shrink(declared)
         expected = self._board.execute(shrinker.entry, RUN_BUDGET)
-        got = board.execute(shrinker.entry, _budget(expected))
-        example = CounterExample(shrinker.entry, expected, got, shrinker.found)
-        verdict: Verdict = "differs" if got.returned else "no return"
+        got = board.execute(shrinker.entry, budget(expected))
         return Report(
-            verdict,
+            "differs" if got.returned else "no return",
             str(shrinker.found) if got.returned else f"it {got.stop}",
             len(self.runs),
             self.live,
             self.cost,
-            counter_example=example,
+            counter_example=CounterExample(shrinker.entry, expected, got, shrinker.found),
             notes=tuple(sorted(board.notes)),
         )
 

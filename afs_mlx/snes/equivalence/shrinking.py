@@ -14,6 +14,7 @@ type Differ = Callable[[Entry], Difference | None]
 
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 _LEAST_CHUNK = 1
+TRIES = 160
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Shrinker:
     differ: Differ
     entry: Entry
     found: Difference
-    tries: int = 160
+    tries: int
 
     def shrink(self, declared: EntryState) -> None:
         """Leave in `entry` and `found` the simplest state met and its difference."""

@@ -197,7 +197,8 @@ class Board(Cpu):
                 if address != self.pbr << 16 | self.pc and not self.routine.data[offset]:
                     self._read_itself = True
                 return self.routine.code[offset]
-            self._read_itself = True  # another routine may reach further
+            # An index that leaves the routine's own table: in another routine the table lies elsewhere.
+            self._read_itself |= any(self.routine.data)
             return _filler()[rom_offset(address)]
         return address >> 8 & 0xFF  # open bus: what such an access leaves there, mostly
 
