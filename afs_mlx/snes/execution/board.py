@@ -1,7 +1,8 @@
 """Runs a routine on a LoROM board from a given state and tells how it ended and what it left behind. Judges nothing.
 
 The routine's own bytes are kept out of the readable memory: fetching sees them, and reading them as data is noticed,
-since another routine has other bytes there. RAM is copied on the first write, so a run costs what it touches.
+since another routine has other bytes there. A block of RAM is laid out when it is first read and copied when it is
+first written, so a run costs what it touches.
 """
 
 import random
@@ -74,8 +75,10 @@ class Board(Cpu):
         self.routine = routine
         self.notes: set[Note] = set()
         self._ram_at: dict[int, int] = {}
-        self._mirrors: list[list[int]] = [[] for _ in range(RAM_BLOCKS)]
+        self._mirrors: list[list[slice]] = []
         self._lay_out()
+        self._ram: tuple[bytes, ...] = ()
+        self._touched: set[int] = set()
         self._dirty: dict[int, bytearray] = {}
         self._ports = Ports(0)
         self._at_ports: set[int] = set()
@@ -90,12 +93,12 @@ class Board(Cpu):
         last = rom_offset(self.routine.org) + max(len(self.routine.code), 1) - 1 >> BLOCK_BITS
         for place, block in enumerate(memory.readable):
             if isinstance(block, bytearray):
-                number = number_of[id(block)]
-                self._ram_at[place] = number
-                self._mirrors[number].append(place)
-                memory.writable[place] = None  # copied on the first write
+                self._ram_at[place] = number_of[id(block)]
+                memory.readable[place] = memory.writable[place] = None
             elif block is not None and first <= rom_offset(place << BLOCK_BITS) >> BLOCK_BITS <= last:
                 memory.readable[place] = None
+        for number in range(RAM_BLOCKS):
+            self._mirrors.append(_every_eighth([place for place, ram in self._ram_at.items() if ram == number]))
 
     # ---- running -----------------------------------------------------------------------------------------------
 
@@ -129,14 +132,18 @@ class Board(Cpu):
         )
 
     def _load_ram(self, blocks: tuple[bytes, ...]) -> None:
-        readable, writable = self.memory.readable, self.memory.writable
-        for number in self._dirty:
-            for place in self._mirrors[number]:
-                writable[place] = None
+        """Take what the last run touched off the board; what this one touches comes when it does."""
+        for number in self._touched:
+            self._put(self.memory.readable, number, None)
+            self._put(self.memory.writable, number, None)
+        self._touched = set()
         self._dirty = {}
-        for number, block in enumerate(blocks):
-            for place in self._mirrors[number]:
-                readable[place] = block
+        self._ram = blocks
+
+    def _put[Block](self, blocks: list[Block], number: int, block: Block) -> None:
+        """Let a block of RAM stand at all its mirrors."""
+        for mirrors in self._mirrors[number]:
+            blocks[mirrors] = [block] * len(range(mirrors.start, mirrors.stop, mirrors.step))
 
     def _push_return(self, state: State) -> None:
         """Lay what a caller, or an interrupt, would have left above S."""
@@ -188,11 +195,17 @@ class Board(Cpu):
     # ---- what is no plain memory -------------------------------------------------------------------------------
 
     def _read_elsewhere(self, address: int) -> int:
+        number = self._ram_at.get(address >> BLOCK_BITS)
+        if number is not None:
+            block = self._ram[number]
+            self._touched.add(number)
+            self._put(self.memory.readable, number, block)
+            return block[address & _OFFSET]
         if is_port(address):
             self._at_ports.add(self.pbr << 16 | self.pc)
             return self._ports.read(address & 0xFFFF, self.cycles)
         offset = self.routine.offset_of(address)
-        if address & 0x8000 and address >> BLOCK_BITS not in self._ram_at:
+        if address & 0x8000:
             if 0 <= offset < len(self.routine.code):
                 if address != self.pbr << 16 | self.pc and not self.routine.data[offset]:
                     self._read_itself = True
@@ -205,10 +218,22 @@ class Board(Cpu):
     def _write_elsewhere(self, address: int, value: int) -> None:
         number = self._ram_at.get(address >> BLOCK_BITS)
         if number is not None:
-            block = self._dirty[number] = bytearray(self.memory.readable[address >> BLOCK_BITS] or b"")
-            for place in self._mirrors[number]:
-                self.memory.readable[place] = self.memory.writable[place] = block
+            block = self._dirty[number] = bytearray(self._ram[number])
+            self._touched.add(number)
+            self._put(self.memory.readable, number, block)
+            self._put(self.memory.writable, number, block)
             block[address & _OFFSET] = value
         elif is_port(address):
             self._at_ports.add(self.pbr << 16 | self.pc)
             self._ports.write(address & 0xFFFF, value, self.cycles)
+
+
+def _every_eighth(places: list[int]) -> list[slice]:
+    """Ascending places as slices: a mirror is the same part of the next bank, eight blocks on."""
+    slices: list[slice] = []
+    for place in places:
+        if slices and slices[-1].stop == place:
+            slices[-1] = slice(slices[-1].start, place + 8, 8)
+        else:
+            slices.append(slice(place, place + 8, 8))
+    return slices

@@ -35,10 +35,9 @@ class Entry:
 
 def draw(declared: EntryState, index: int, seed: int) -> Entry:
     """The `index`-th state under what is declared; the program counter is left to the caller."""
-    rng = random.Random(f"{seed}/{index}")
     kind = _KINDS[index % len(_KINDS)]
-    palette = _palette(kind, rng)
-    ram = (_block(kind, palette, rng), *(rng.choice(_pool(kind)) for _ in range(RAM_BLOCKS - 1)))
+    rng = random.Random(f"registers {seed}/{index}")
+    palette, ram = _memory(kind, index, seed)
     low, high = _S_EMULATION if declared.e else _S_NATIVE
     state = State(
         s=rng.randrange(low, high),
@@ -46,13 +45,23 @@ def draw(declared: EntryState, index: int, seed: int) -> Entry:
         a=_accumulator(declared, _word(kind, palette, rng)),
         x=_index(declared.x_value, declared.x, kind, palette, rng),
         y=_index(declared.y, declared.x, kind, palette, rng),
-        dbr=declared.dbr
-        if declared.dbr is not None
-        else rng.choice((0x00, 0x7E, 0x7E, 0x7F, 0x80, rng.randrange(0x40))),
+        dbr=declared.dbr if declared.dbr is not None else _bank(rng),
         d=declared.d if declared.d is not None else _direct_page(rng),
         e=declared.e,
     )
     return Entry(state, ram, rng.getrandbits(32))
+
+
+@lru_cache(maxsize=1024)
+def _memory(kind: str, index: int, seed: int) -> tuple[bytes, tuple[bytes, ...]]:
+    """The bytes that a state likes to repeat, and its RAM: the same whatever is declared, so drawn once."""
+    rng = random.Random(f"memory {seed}/{index}")
+    palette = _palette(kind, rng)
+    return palette, (_block(kind, palette, rng), *(rng.choice(_pool(kind)) for _ in range(RAM_BLOCKS - 1)))
+
+
+def _bank(rng: random.Random) -> int:
+    return rng.choice((0x00, 0x7E, 0x7E, 0x7F, 0x80, rng.randrange(0x40)))
 
 
 def _status(declared: EntryState, rng: random.Random) -> int:
