@@ -1,7 +1,8 @@
 """`make bench`: every benchmark in turn."""
 
-from benchmarks import startup, training
+from benchmarks import interpreter, startup, training
 
 if __name__ == "__main__":
     startup.main()
+    interpreter.main()
     training.main()
