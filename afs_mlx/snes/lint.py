@@ -1,14 +1,19 @@
-"""What Asar accepts without a word and a person mostly did not mean. Reads text, executes nothing.
+"""What Asar accepts without a word and a person mostly did not mean.
 
-Cut-off numbers, numeric branch targets, `rep $30` and a dropped indirection are refused by the grammar already, and
-immediates whose width is not the one reached are noticed where the routine is executed.
+Cut-off numbers, numeric branch targets, `rep $30` and a dropped indirection are refused by the grammar already.
 """
 
 import re
 
+from afs_mlx.schema.optimisation import EntryState
+from afs_mlx.snes.asar import Assembly
+from afs_mlx.snes.execution.board import Board
+from afs_mlx.snes.execution.entries import draw
+from afs_mlx.snes.execution.routine import Routine
 from afs_mlx.snes.grammar import Problem, parse
 
 _MODE_BITS = re.compile(r"\b(rep|sep) #([0-9]+)$")
+_RUNS, _BUDGET = 32, 4000
 _HEXADECIMAL = frozenset(("10", "20", "30"))
 
 
@@ -22,3 +27,12 @@ def lint(text: str) -> list[Problem]:
                 name, value = bits.groups()
                 found.append(Problem(number, f"{name} #{value} is decimal (${int(value):02X}); write {name} #${value}"))
     return found
+
+
+def lint_execution(assembly: Assembly, entry: EntryState) -> list[Problem]:
+    """What is noticed when a text is executed: immediates of another width than was reached, data executed."""
+    routine = Routine.of(assembly)
+    board = Board(routine)
+    for index in range(_RUNS):
+        board.execute(draw(entry, index, 0), _BUDGET)
+    return sorted(Problem(routine.line_at(note.offset) or 1, note.message) for note in board.notes)

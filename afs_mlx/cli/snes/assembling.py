@@ -7,13 +7,16 @@ import typer
 
 from afs_mlx.cli.options import AsJson
 from afs_mlx.cli.render.console import emit_json, err, notice, out, plain
-from afs_mlx.cli.snes.arguments import Code, OrgOption, address, machine_code_of, text_of
+from afs_mlx.cli.snes.arguments import Code, OrgOption, address, declared_entry, machine_code_of, text_of
 from afs_mlx.core.errors import ExitCode, MissingError, UsageError
 
 
 def asm(
     code: Code,
     org: OrgOption = "$008000",
+    entry: Annotated[
+        str, typer.Option("--entry", metavar="KEY=VALUE,...", help="Also execute it, entered with m=…,x=…, and warn.")
+    ] = "",
     write: Annotated[Path | None, typer.Option("--out", help="Write the bytes to a file.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -22,12 +25,17 @@ def asm(
     Exit code 1 when it does not assemble, 3 when Asar is not installed: then nothing is verified.
     """
     from afs_mlx.core.files import atomic_path
+    from afs_mlx.schema.optimisation import EntryState
     from afs_mlx.snes.asar import assemble
-    from afs_mlx.snes.lint import lint
+    from afs_mlx.snes.lint import lint, lint_execution
 
-    text = text_of(code)
+    text, declared = text_of(code), declared_entry(entry)
     result = assemble(text, address(org, "--org"))
-    warnings = [*result.warnings, *(lint(text) if result.status == "ok" else ())]
+    warnings = list(result.warnings)
+    if result.status == "ok":
+        warnings += lint(text)
+        if declared:
+            warnings += lint_execution(result, EntryState.model_validate({"m": 8, "x": 8, **declared}))
     if as_json:
         emit_json(
             {

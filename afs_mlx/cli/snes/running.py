@@ -64,6 +64,9 @@ def run(
     ] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Show every instruction.")] = False,
     budget: Annotated[int, typer.Option("--budget", min=1, help="Instructions at most.")] = DEFAULT_BUDGET,
+    breaks: Annotated[
+        list[str] | None, typer.Option("--break", metavar="ADDRESS", help="Stop before this; may be repeated.")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Draw what is not declared; without it, it is zero.")
     ] = None,
@@ -82,6 +85,7 @@ def run(
     declared = entry_state(routine, declared_entry(entry))
     start = poked(_start(declared, seed), poke or [])
     board = Board(routine)
+    board.stop_at(address(at, "--break") for at in breaks or [])
     tracer = Tracer(board)
     steps = []
     if trace and not as_json:
