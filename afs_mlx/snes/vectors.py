@@ -26,6 +26,7 @@ from afs_mlx.snes.cpu.memory import BLOCK_BITS, BLOCK_BYTES, MemoryMap, flat
 from afs_mlx.snes.cpu.state import State
 
 _WDM = 0x42
+_MOST_CYCLES = 64  # the longest instruction takes 9
 _OFFSET = BLOCK_BYTES - 1
 
 
@@ -49,10 +50,15 @@ class Vector:
         init, ram, final, writes, cycles, kinds, addresses = case
         if not isinstance(kinds, str) or set(kinds) - set("rw-"):
             raise ValueError("kinds is a text of r, w and -")
-        if not isinstance(cycles, int) or not isinstance(addresses, list):
-            raise ValueError("cycles is a number and addrs a list")
+        if not isinstance(addresses, list):
+            raise ValueError("addrs is a list")
         for address in addresses:
             _in_range(address, 0xFFFFFF, "an address")
+        _in_range(cycles, _MOST_CYCLES, "cycles")
+        if len(kinds) != cycles:
+            raise ValueError(f"kinds has {len(kinds)} signs for {cycles} cycles")
+        if len(addresses) != len(kinds.replace("-", "")):
+            raise ValueError(f"addrs has {len(addresses)} entries for {len(kinds.replace('-', ''))} reads and writes")
         return cls(
             _state(init, "init"), _bytes(ram, "ram"), _state(final, "final"), _bytes(writes, "writes"), cycles, kinds,
             tuple(addresses),

@@ -193,7 +193,8 @@ class Cpu:
         )  # fmt: skip
         self.cycles, self.clocks = cycles, clocks
         last = bank | pc + operand_bytes & 0xFFFF
-        if self._cannot_change(address) and self._cannot_change(last):
+        # A breakpoint is looked for where nothing is remembered.
+        if self._cannot_change(address) and self._cannot_change(last) and address not in self.breakpoints:
             self.fetched[address] = fetched
         return fetched
 

@@ -44,8 +44,8 @@ def flat() -> MemoryMap:
 def lorom(rom: bytes, fast: bool = False, sram_bytes: int = 0) -> MemoryMap:
     """A LoROM board: 32 KiB of ROM in the upper half of each bank, WRAM, ports, save RAM from $700000.
 
-    `rom` is filled up to a power of two and mirrored, and so is save RAM. `fast` (MEMSEL set) makes
-    ROM in banks $80-$FF take 6 clocks.
+    `rom` is filled up to a power of two with zeros, save RAM to blocks of 8 KiB; both are mirrored. `fast` (MEMSEL
+    set) makes ROM in banks $80-$FF take 6 clocks.
     """
     rom_bytes = max(4 * BLOCK_BYTES, 1 << (max(len(rom), 1) - 1).bit_length())
     padded = rom.ljust(rom_bytes, b"\0")

@@ -16,7 +16,7 @@ from afs_mlx.snes.cpu.opcodes import OPCODES
 from afs_mlx.snes.cpu.state import State
 from afs_mlx.snes.execution.entries import RAM_BLOCKS, Entry
 from afs_mlx.snes.execution.ports import PortEvent, Ports, is_port
-from afs_mlx.snes.execution.routine import ROM_BYTES, Routine, rom_offset
+from afs_mlx.snes.execution.routine import ROM_BYTES, EnteredBy, Routine, rom_offset
 
 SRAM_BYTES = 32 * 1024
 RETURN_OFFSET = 0x7FF0  # in the low half of a bank no ROM lies, so no routine either
@@ -49,6 +49,7 @@ class Outcome:
 RETURNS = "returns"
 RETURNS_LONG = "returns long"
 FALLS_OFF = "falls off its end"
+RETURNS_UNCALLED = "returns, though nothing has called it"
 ENDLESS = "does not return within its budget"
 
 
@@ -69,10 +70,12 @@ def _filler() -> bytes:
 class Board(Cpu):
     """A chip on a board with one routine in its ROM."""
 
-    def __init__(self, routine: Routine, fast: bool = False) -> None:
+    def __init__(self, routine: Routine, fast: bool = False, entered_by: EnteredBy | None = None) -> None:
+        """`entered_by` None: as the routine itself wants it. `fast`: banks $80-$FF run from FastROM."""
         memory = lorom(_filler(), fast=fast, sram_bytes=SRAM_BYTES)
         super().__init__(memory, self._read_elsewhere, self._write_elsewhere)
         self.routine = routine
+        self._entered_by = entered_by or routine.entered_by
         self.notes: set[Note] = set()
         self._ram_at: dict[int, int] = {}
         self._mirrors: list[list[slice]] = []
@@ -84,6 +87,7 @@ class Board(Cpu):
         self._at_ports: set[int] = set()
         self._read_itself = False
         self._return = (0, 0)
+        self._entry_s = 0
 
     def _lay_out(self) -> None:
         """Find RAM's mirrors, and hide the ROM blocks that the routine lies in."""
@@ -109,12 +113,13 @@ class Board(Cpu):
 
     def enter(self, entry: Entry) -> None:
         """Stand before the first instruction, called from elsewhere."""
-        self._ports = Ports(entry.port_seed)
+        self._ports = Ports(entry.port_seed, entry.port_bytes)
         self._at_ports = set()
         self._read_itself = False
         self._load_ram(entry.ram)
         state = entry.state._replace(pc=self.routine.org & 0xFFFF, pbr=self.routine.org >> 16)
         self.load(state)
+        self._entry_s = state.s
         self._push_return(state)
         self.cycles = self.clocks = 0
 
@@ -149,7 +154,8 @@ class Board(Cpu):
         """Lay what a caller, or an interrupt, would have left above S."""
         bank = 0x2A if state.pbr != 0x2A else 0x2B
         low, high = RETURN_OFFSET & 0xFF, RETURN_OFFSET >> 8
-        frame = [state.p, low, high, bank] if self.routine.serves_interrupt else [low - 1, high, bank]
+        frames = {"call": [low - 1, high, bank], "interrupt": [state.p, low, high, bank], "falling in": []}
+        frame = frames[self._entered_by]
         for place, value in enumerate(frame, start=1):
             self.write(state.s + place & 0xFFFF, value)
         self._return = (state.pbr << 16 | RETURN_OFFSET, bank << 16 | RETURN_OFFSET)
@@ -164,6 +170,8 @@ class Board(Cpu):
         if offset == len(self.routine.code):
             raise Stopped(FALLS_OFF)
         if not 0 <= offset < len(self.routine.code):
+            if self._entered_by == "falling in" and self.s > self._entry_s:
+                raise Stopped(RETURNS_UNCALLED)
             raise Stopped(f"leaves to ${address:06X}")
         if address in self.breakpoints:
             raise Stopped("breakpoint")

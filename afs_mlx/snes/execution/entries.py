@@ -1,12 +1,14 @@
 """States to enter a routine in: what is declared stays, the rest is drawn, reproducibly and with a liking for edges.
 
-Uniform bytes hardly ever make two values equal, a pointer sensible or a counter wrap, so states come in four kinds:
-edges, anything, few values that repeat, and words that are pointers into WRAM.
+Uniform bytes hardly ever make two values equal, a pointer sensible or a counter wrap, so states come in kinds: edges,
+anything, few values that repeat, words that are pointers into WRAM, and the routine's own constants and their
+neighbours, without which `cmp #$0258` would never be met.
 """
 
 import random
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from afs_mlx.schema.optimisation import EntryState
 from afs_mlx.snes.cpu.memory import BLOCK_BITS, BLOCK_BYTES
@@ -20,44 +22,81 @@ _S_NATIVE = (0x1E80, 0x1FE0)
 _S_EMULATION = (0x0180, 0x01E0)
 _EDGE_BYTES = bytes((0x00, 0x01, 0x02, 0x7F, 0x80, 0x81, 0xFE, 0xFF))
 _EDGE_WORDS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0x8001, 0xFF00, 0xFFFF)
-_KINDS = ("edges", "anything", "repeating", "pointers")
+_KINDS = ("edges", "anything", "repeating", "pointers", "constants")
+_MOST_CONSTANTS = 24
 _POOL = 8
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One state to start in. `ram` holds RAM_BLOCKS blocks of 8 KiB; `port_seed` picks the devices' behaviour."""
+    """One state to start in. `ram` holds RAM_BLOCKS blocks of 8 KiB.
+
+    `port_seed` picks the devices' behaviour, `port_bytes` are values that they give more often than others.
+    """
 
     state: State
     ram: tuple[bytes, ...]
     port_seed: int
+    port_bytes: bytes = b""
 
 
-def draw(declared: EntryState, index: int, seed: int) -> Entry:
-    """The `index`-th state under what is declared; the program counter is left to the caller."""
-    kind = _KINDS[index % len(_KINDS)]
+def draw(declared: EntryState, index: int, seed: int, constants: tuple[int, ...] = ()) -> Entry:
+    """The `index`-th state under what is declared; every fifth is made of the constants, where there are any.
+
+    The program counter is left to the caller.
+    """
+    words = _neighbourhood(constants)
+    kind = _KINDS[index % (len(_KINDS) if words else len(_KINDS) - 1)]
     rng = random.Random(f"registers {seed}/{index}")
-    palette, ram = _memory(kind, index, seed)
+    memory = _memory(kind, index, seed) if kind != "constants" else _memory_of(words, index, seed)
     low, high = _S_EMULATION if declared.e else _S_NATIVE
     state = State(
         s=rng.randrange(low, high),
         p=_status(declared, rng),
-        a=_accumulator(declared, _word(kind, palette, rng)),
-        x=_index(declared.x_value, declared.x, kind, palette, rng),
-        y=_index(declared.y, declared.x, kind, palette, rng),
+        a=_accumulator(declared, _word(kind, memory.words, rng)),
+        x=_index(declared.x_value, declared.x, kind, memory.words, rng),
+        y=_index(declared.y, declared.x, kind, memory.words, rng),
         dbr=declared.dbr if declared.dbr is not None else _bank(rng),
         d=declared.d if declared.d is not None else _direct_page(rng),
         e=declared.e,
     )
-    return Entry(state, ram, rng.getrandbits(32))
+    return Entry(state, memory.ram, rng.getrandbits(32), bytes(dict.fromkeys(word & 0xFF for word in words)))
+
+
+class _Memory(NamedTuple):
+    """RAM of a state, and the words that its registers like."""
+
+    words: tuple[int, ...]
+    ram: tuple[bytes, ...]
 
 
 @lru_cache(maxsize=1024)
-def _memory(kind: str, index: int, seed: int) -> tuple[bytes, tuple[bytes, ...]]:
-    """The bytes that a state likes to repeat, and its RAM: the same whatever is declared, so drawn once."""
+def _memory(kind: str, index: int, seed: int) -> _Memory:
+    """The same whatever is declared, so drawn once."""
     rng = random.Random(f"memory {seed}/{index}")
-    palette = _palette(kind, rng)
-    return palette, (_block(kind, palette, rng), *(rng.choice(_pool(kind)) for _ in range(RAM_BLOCKS - 1)))
+    palette = rng.randbytes(rng.randrange(1, 5)) if kind == "repeating" else _EDGE_BYTES
+    words = _EDGE_WORDS if kind == "edges" else tuple(low | high << 8 for low in palette for high in palette)
+    return _Memory(words, (_block(kind, palette, rng), *_far_blocks(kind, rng)))
+
+
+@lru_cache(maxsize=256)
+def _memory_of(words: tuple[int, ...], index: int, seed: int) -> _Memory:
+    """Block 0 full of the words, at even or at odd addresses."""
+    rng = random.Random(f"constants {seed}/{index}")
+    block = b"".join(word.to_bytes(2, "little") for word in rng.choices(words, k=BLOCK_BYTES // 2))
+    shift = rng.randrange(2)
+    return _Memory(words, (block[shift:] + block[:shift], *_far_blocks("anything", rng)))
+
+
+def _far_blocks(kind: str, rng: random.Random) -> list[bytes]:
+    return [rng.choice(_pool(kind)) for _ in range(RAM_BLOCKS - 1)]
+
+
+@lru_cache(maxsize=64)
+def _neighbourhood(constants: tuple[int, ...]) -> tuple[int, ...]:
+    """The constants, one less and one more."""
+    near = {constant + step & 0xFFFF for constant in constants[:_MOST_CONSTANTS] for step in (-1, 0, 1)}
+    return tuple(sorted(near))
 
 
 def _bank(rng: random.Random) -> int:
@@ -76,11 +115,11 @@ def _accumulator(declared: EntryState, drawn: int) -> int:
     return drawn & 0xFF00 | declared.a if declared.m == 8 else declared.a
 
 
-def _index(declared: int | None, bits: int, kind: str, palette: bytes, rng: random.Random) -> int:
+def _index(declared: int | None, bits: int, kind: str, words: tuple[int, ...], rng: random.Random) -> int:
     """An index register: a wide one is mostly small, as indices are."""
     if declared is not None:
         return declared
-    word = _word(kind, palette, rng)
+    word = _word(kind, words, rng)
     if bits == 8:
         return word & 0xFF
     return word & rng.choice((0xFF, 0xFF, 0x3FF, 0xFFF, 0xFFFF))
@@ -91,16 +130,10 @@ def _direct_page(rng: random.Random) -> int:
     return rng.choice((0x0000, 0x0000, 0x0100 * rng.randrange(0x1C), rng.randrange(0x1B00)))
 
 
-def _word(kind: str, palette: bytes, rng: random.Random) -> int:
-    if kind == "edges":
-        return rng.choice(_EDGE_WORDS)
-    if kind == "repeating":
-        return rng.choice(palette) | rng.choice(palette) << 8
-    return rng.getrandbits(16) if kind == "anything" else rng.randrange(0x0200, 0x1C00)
-
-
-def _palette(kind: str, rng: random.Random) -> bytes:
-    return rng.randbytes(rng.randrange(1, 5)) if kind == "repeating" else _EDGE_BYTES
+def _word(kind: str, words: tuple[int, ...], rng: random.Random) -> int:
+    if kind == "anything":
+        return rng.getrandbits(16)
+    return rng.randrange(0x0200, 0x1C00) if kind == "pointers" else rng.choice(words)
 
 
 def _block(kind: str, palette: bytes, rng: random.Random) -> bytes:
@@ -120,7 +153,7 @@ def _block(kind: str, palette: bytes, rng: random.Random) -> bytes:
 @lru_cache(maxsize=len(_KINDS))
 def _pool(kind: str) -> tuple[bytes, ...]:
     rng = random.Random(kind)
-    return tuple(_block(kind, _palette(kind, rng), rng) for _ in range(_POOL))
+    return tuple(_block(kind, rng.randbytes(3) if kind == "repeating" else _EDGE_BYTES, rng) for _ in range(_POOL))
 
 
 def address_of(block: int, offset: int) -> int:

@@ -25,9 +25,13 @@ def is_port(address: int) -> bool:
 
 
 class Ports:
-    """All devices in one run; `seed` stands for everything that cannot be known about them."""
+    """All devices in one run; `seed` stands for everything that cannot be known about them.
 
-    def __init__(self, seed: int) -> None:
+    Now and then they answer with one of `likely`.
+    """
+
+    def __init__(self, seed: int, likely: bytes = b"") -> None:
+        self._likely = likely
         self.log: list[PortEvent] = []
         self._seed = seed
         self._history: dict[str, int] = {}
@@ -43,7 +47,10 @@ class Ports:
             return _mixed(self._seed, address, self._ready_at - cycles) & 0xFF
         if device == "math" and address in self._held:
             return self._held[address]
-        value = _mixed(self._seed, address, self._history.get(device, 0)) >> 8 & 0xFF
+        drawn = _mixed(self._seed, address, self._history.get(device, 0))
+        value = drawn >> 8 & 0xFF
+        if self._likely and drawn & 3 == 0:
+            value = self._likely[value % len(self._likely)]
         if address in _MOVING:
             self._history[device] = _mixed(self._history.get(device, 0), address, -1)
         if address in READ_CHANGES:

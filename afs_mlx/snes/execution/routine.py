@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from afs_mlx.snes.asar import Assembly, Placed
+from afs_mlx.snes.cpu.opcodes import OPCODES, Opcode
 
-_RTI = 0x40
+type EnteredBy = Literal["call", "interrupt", "falling in"]
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,31 @@ class Routine:
                 marks[place.offset : place.offset + place.size] = b"\1" * place.size
         return bytes(marks)
 
-    @property
-    def serves_interrupt(self) -> bool:
-        """Whether it ends as an interrupt handler does, so that it must be entered as one."""
-        return any(not place.is_data and self.code[place.offset] == _RTI for place in self.placed)
+    @cached_property
+    def opcodes(self) -> tuple[tuple[Opcode, int], ...]:
+        """Every instruction as written, with its operand; nothing for raw code."""
+        return tuple(
+            (
+                OPCODES[self.code[place.offset]],
+                int.from_bytes(self.code[place.offset + 1 : place.offset + place.size], "little"),
+            )
+            for place in self.placed
+            if not place.is_data
+        )
+
+    @cached_property
+    def entered_by(self) -> EnteredBy:
+        """How it wants to be entered, by how it ends: a part of a routine finds nothing on the stack to return to."""
+        names = {opcode.name for opcode, _ in self.opcodes}
+        if "rti" in names:
+            return "interrupt"
+        return "call" if names & {"rts", "rtl"} or not self.placed else "falling in"
+
+    @cached_property
+    def constants(self) -> tuple[int, ...]:
+        """The immediates that it loads, compares and adds: values worth trying."""
+        found = {operand for opcode, operand in self.opcodes if opcode.mode in ("#m", "#x")}
+        return tuple(sorted(found))
 
     def offset_of(self, address: int) -> int:
         """Where in the code a CPU address lies, also through a mirror; outside of range(len(code)) when it does not."""
