@@ -12,9 +12,8 @@ from afs_mlx.snes.execution.entries import draw
 from afs_mlx.snes.execution.routine import Routine
 from afs_mlx.snes.grammar import Problem, parse
 
-_MODE_BITS = re.compile(r"\b(rep|sep) #([0-9]+)$")
+_MODE_BITS = re.compile(r"\b(rep|sep)(?:\.b)? #0*(10|20|30)$")
 _RUNS, _BUDGET = 32, 4000
-_HEXADECIMAL = frozenset(("10", "20", "30"))
 
 
 def lint(text: str) -> list[Problem]:
@@ -23,7 +22,7 @@ def lint(text: str) -> list[Problem]:
     for number, line in enumerate(parse(text).lines, start=1):
         for command in line.split(" : "):
             bits = _MODE_BITS.search(command)
-            if bits and bits[2] in _HEXADECIMAL:
+            if bits:
                 name, value = bits.groups()
                 found.append(Problem(number, f"{name} #{value} is decimal (${int(value):02X}); write {name} #${value}"))
     return found

@@ -4,8 +4,9 @@ A verdict "equal" is evidence from that many states, not a proof over all of the
 shows it.
 """
 
+import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,7 +17,7 @@ from afs_mlx.snes.equivalence.outputs import inferred
 from afs_mlx.snes.equivalence.shrinking import TRIES, Shrinker
 from afs_mlx.snes.execution.board import ENDLESS, RETURNS_UNCALLED, Board, Note, Outcome
 from afs_mlx.snes.execution.cost import Cost
-from afs_mlx.snes.execution.entries import Entry, draw
+from afs_mlx.snes.execution.entries import KINDS, Entry, draw
 from afs_mlx.snes.execution.routine import Routine
 
 type Verdict = Literal["equal", "differs", "no return", "not verifiable"]
@@ -31,9 +32,11 @@ TOTAL_BUDGET_CYCLES = 6_000_000  # of all runs of one routine; then the states s
 CANDIDATE_FACTOR, CANDIDATE_SLACK = 4, 1000  # a candidate may take this many instructions per cycle of the reference
 PATIENCE = 300_000  # instructions after which a candidate that took longer is given up
 LONG_RUN_CYCLES, LONG_RUN_TRIES = 50_000, 12  # a counter-example of such a run is made smaller in fewer steps
-EXTRA_STATES = 96  # more, made of the candidate's own constants
+EXTRA_STATES, MOST_EXTRA_STATES = 96, 1024  # more, made of the candidate's own constants
+STATES_PER_CONSTANT = 18  # so that a comparison with any one of many is met: 6 for each, its predecessor and successor
 MOST_DOUBTFUL = 1 / 16  # of the runs of a candidate may differ and be laid to an index that went astray
-_RARE = 0.5  # an instruction that meets a port in fewer of the runs than this got there by accident
+_RARE = 0.5  # an instruction that meets a port in fewer of its runs than this got there by accident
+_SAMPLE = 96  # runs that are executed once more, step by step, to see how often an instruction was executed at all
 _DIRECT_MODES = frozenset(("a", "al"))
 
 
@@ -100,11 +103,15 @@ class Checker:
         self._board = Board(self.routine, self.fast)
         tried = list(self._run_all())
         self.notes = tuple(sorted(self._board.notes))
-        returned = [run for run in tried if run[2].returned and not run[2].read_itself]
-        self._accidents = _accidents(self.routine, [run[2] for run in returned], self.contract.entries)
+        returned = [(entry, outcome) for _, entry, outcome in tried if outcome.returned]
+        self._accidents = _accidents(self._board, returned, self.contract.entries)
         self.runs = [run for run in tried if self._can_be_judged(run[2])]
+        left_out = [outcome for _, outcome in returned if not self._can_be_judged(outcome)]
+        # What the reference does by accident in some states, a candidate may do in others.
+        self._strays = any(outcome.at_ports & self._accidents for outcome in left_out)
+        self._reads_itself = any(outcome.read_itself for outcome in left_out)
         if len(self.runs) < min(LEAST_STATES, self.states) or len(self.runs) * 4 < len(tried):
-            self.problem = _why_not(tried, len(self.runs))
+            self.problem = self._why_not(tried)
         elif self.contract.live is None:
             self.live = inferred(self.routine, [(entry, outcome) for _, entry, outcome in self.runs])
         else:
@@ -115,23 +122,27 @@ class Checker:
 
     def _run_all(self) -> Iterator[Run]:
         spent_cycles = 0
-        for index in range(self.states):
-            run = self._run(index, self.routine.constants)
+        more = _states_for(self.routine.constants) - self.states // len(KINDS)
+        for index in range(self.states + max(0, more)):
+            run = self._run(index, self.routine.constants if index >= self.states else ())
             yield run
             spent_cycles += run[2].cycles
             if spent_cycles > TOTAL_BUDGET_CYCLES and index >= 2 * LEAST_STATES:
                 return
 
-    def _run(self, index: int, constants: tuple[int, ...]) -> Run:
-        declared = self.contract.entries[index % len(self.contract.entries)]
-        entry = draw(declared, index, self.seed, constants)
+    def _run(self, index: int, only: tuple[int, ...] = ()) -> Run:
+        """The reference from one state; `only` are constants that the state is made of."""
+        entries = self.contract.entries
+        # Each alternative meets each kind of state, whatever their numbers are.
+        declared = entries[index if index < len(entries) else random.Random(index).randrange(len(entries))]
+        entry = draw(declared, index, self.seed, only or self.routine.constants, only_constants=bool(only))
         return declared, entry, self._board.execute(entry, RUN_BUDGET)
 
     def _runs_for(self, candidate: Routine) -> Iterator[Run]:
         """The runs of the reference, and some more from states made of constants that only the candidate has."""
         yield from self.runs
         if new := set(candidate.constants) - set(self.routine.constants):
-            for index in range(EXTRA_STATES):
+            for index in range(max(EXTRA_STATES, _states_for(new))):
                 run = self._run(index, tuple(sorted(new)))
                 if self._can_be_judged(run[2]):
                     yield run
@@ -142,32 +153,47 @@ class Checker:
         outcomes = [outcome for _, _, outcome in self.runs]
         return Cost.of(len(self.routine.code), outcomes) if outcomes else None
 
+    def _why_not(self, tried: Sequence[Run]) -> str:
+        """What most often kept the reference from being judged."""
+        stops = Counter(outcome.stop for _, _, outcome in tried if not outcome.returned)
+        if stops:
+            stop, count = stops.most_common(1)[0]
+            why = f"the reference {stop} from {count} of {len(tried)} states"
+        elif self._reads_itself:
+            why = f"the reference reads its own instructions; {len(self.runs)} of {len(tried)} states are left"
+        else:
+            why = (
+                f"the reference reaches ports by an index or pointer; {len(self.runs)} of {len(tried)} states are left"
+            )
+        notes = [f"line {self.routine.line_at(note.offset) or 1}: {note.message}" for note in self.notes[:1]]
+        return "; ".join([why, *notes])
+
     def check(self, candidate: Routine) -> Report:
         """Run the candidate from the same states until one shows a difference."""
         if self.problem:
-            return Report("not verifiable", self.problem, len(self.runs), self.live, notes=self.notes)
+            return Report("not verifiable", self.problem, len(self.runs), self.live)
         board = Board(candidate, self.fast, self.routine.entered_by)
-        judged: list[tuple[Outcome, Outcome]] = []
+        judged: list[tuple[Entry, Outcome, Outcome]] = []
         doubtful: list[tuple[EntryState, Entry, Outcome, Difference]] = []
         spent_cycles = 0
         for declared, entry, expected in self._runs_for(candidate):
             got = board.execute(entry, _budget(expected))
-            if got.stop == ENDLESS:
+            is_slow = got.stop == ENDLESS
+            if is_slow:
                 got = board.execute(entry, PATIENCE)
             difference = self._difference(entry, expected, got)
             if difference is None:
-                judged.append((expected, got))
-            elif got.returned and (got.read_itself or got.at_ports):
+                judged.append((entry, expected, got))
+            elif self._may_be_an_accident(got):
                 doubtful.append((declared, entry, got, difference))
             else:
-                return self._differs(board, declared, entry, got, difference)
+                return self._differs(board, declared, entry, got, difference, is_slow)
             spent_cycles += got.cycles
             if spent_cycles > TOTAL_BUDGET_CYCLES and len(judged) >= 2 * LEAST_STATES:
                 break
-        accidents = _accidents(
-            candidate, [got for _, got in judged] + [got for _, _, got, _ in doubtful], self.contract.entries
-        )
-        are_too_many = len(doubtful) > MOST_DOUBTFUL * (len(doubtful) + len(judged))
+        candidate_runs = [*((e, got) for e, _, got in judged), *((e, got) for _, e, got, _ in doubtful)]
+        accidents = _accidents(board, candidate_runs, self.contract.entries) if doubtful else frozenset()
+        are_too_many = len(doubtful) > MOST_DOUBTFUL * len(candidate_runs)
         for declared, entry, got, difference in doubtful:
             if are_too_many or not (got.read_itself or got.at_ports & accidents):
                 return self._differs(board, declared, entry, got, difference)
@@ -176,42 +202,61 @@ class Checker:
             f"the same from {len(judged)} states",
             len(judged),
             self.live,
-            Cost.of(len(self.routine.code), [expected for expected, _ in judged]),
-            Cost.of(len(candidate.code), [got for _, got in judged]),
+            Cost.of(len(self.routine.code), [expected for _, expected, _ in judged]),
+            Cost.of(len(candidate.code), [got for _, _, got in judged]),
             notes=tuple(sorted(board.notes)),
         )
+
+    def _may_be_an_accident(self, got: Outcome) -> bool:
+        """Whether a run that came back went astray as the reference does in other states.
+
+        Or read its own bytes where the reference has ROM: there is no telling what lies behind it.
+        """
+        if not got.returned:
+            return False
+        if got.read_itself_at is not None:
+            return self._reads_itself or got.read_itself_at >= len(self.routine.code)
+        return self._strays and bool(got.at_ports)
 
     def _difference(self, entry: Entry, expected: Outcome, got: Outcome) -> Difference | None:
         return first_difference(entry, expected, got, self.live, self.contract.scratch)
 
     def _differs(
-        self, board: Board, declared: EntryState, entry: Entry, got: Outcome, difference: Difference
+        self,
+        board: Board,
+        declared: EntryState,
+        entry: Entry,
+        got: Outcome,
+        difference: Difference,
+        is_slow: bool = False,
     ) -> Report:
-        long = got.returned and got.cycles > LONG_RUN_CYCLES
-
         def budget(expected: Outcome) -> int:
-            return PATIENCE if long else _budget(expected)
+            return PATIENCE if is_slow and got.returned else _budget(expected)
 
         def differ(simpler: Entry) -> Difference | None:
             expected = self._board.execute(simpler, RUN_BUDGET)
-            if not expected.returned or expected.read_itself:
+            if not self._can_be_judged(expected):
                 return None
             return self._difference(simpler, expected, board.execute(simpler, budget(expected)))
 
-        shrinker = Shrinker(differ, entry, difference, LONG_RUN_TRIES if long else TRIES)
+        shrinker = Shrinker(differ, entry, difference, LONG_RUN_TRIES if got.cycles > LONG_RUN_CYCLES else TRIES)
         shrinker.shrink(declared)
         expected = self._board.execute(shrinker.entry, RUN_BUDGET)
-        got = board.execute(shrinker.entry, budget(expected))
-        comes_back = got.returned or got.stop == RETURNS_UNCALLED
+        smaller = board.execute(shrinker.entry, budget(expected))
+        comes_back = smaller.returned or smaller.stop == RETURNS_UNCALLED
         return Report(
             "differs" if comes_back else "no return",
-            str(shrinker.found) if comes_back else f"it {got.stop}",
+            str(shrinker.found) if comes_back else f"it {smaller.stop}",
             len(self.runs),
             self.live,
             self.cost,
-            counter_example=CounterExample(shrinker.entry, expected, got, shrinker.found),
+            counter_example=CounterExample(shrinker.entry, expected, smaller, shrinker.found),
             notes=tuple(sorted(board.notes)),
         )
+
+
+def _states_for(constants: Collection[int]) -> int:
+    return min(MOST_EXTRA_STATES, STATES_PER_CONSTANT * len(constants))
 
 
 def _budget(expected: Outcome) -> int:
@@ -219,24 +264,24 @@ def _budget(expected: Outcome) -> int:
     return CANDIDATE_FACTOR * expected.cycles + CANDIDATE_SLACK
 
 
-def _accidents(routine: Routine, outcomes: Sequence[Outcome], entries: tuple[EntryState, ...]) -> frozenset[int]:
-    """The instructions that met a port, by an index or a pointer, in few of the runs: a table lies in memory."""
+def _accidents(board: Board, runs: Sequence[tuple[Entry, Outcome]], entries: tuple[EntryState, ...]) -> frozenset[int]:
+    """The instructions that met a port, by an index or a pointer, in few of the runs in which they were executed."""
+    routine = board.routine
     direct = set(_DIRECT_MODES) | ({"d"} if all(entry.d is not None for entry in entries) else set())
     by_design = {
         routine.org + place.offset + place.size
         for place in routine.placed
         if not place.is_data and OPCODES[routine.code[place.offset]].mode in direct
     }
-    counts = Counter(address for outcome in outcomes for address in outcome.at_ports)
-    return frozenset(a for a, count in counts.items() if count < _RARE * len(outcomes) and a not in by_design)
-
-
-def _why_not(tried: Sequence[tuple[EntryState, Entry, Outcome]], kept: int) -> str:
-    """What most often kept the reference from being judged."""
-    stops = Counter(outcome.stop for _, _, outcome in tried if not outcome.returned)
-    if stops:
-        stop, count = stops.most_common(1)[0]
-        return f"the reference {stop} from {count} of {len(tried)} states"
-    if any(outcome.read_itself for _, _, outcome in tried):
-        return f"the reference reads its own instructions; {kept} of {len(tried)} states are left"
-    return f"the reference reaches ports by an index or a pointer; {kept} of {len(tried)} states are left"
+    counts = Counter(address for _, outcome in runs for address in outcome.at_ports)
+    if all(count >= _RARE * len(runs) or address in by_design for address, count in counts.items()):
+        return frozenset()
+    sample = runs[:: -(-len(runs) // _SAMPLE)]
+    met = Counter(address for _, outcome in sample for address in outcome.at_ports)
+    executed = Counter(address for entry, _ in sample for address in board.executed(entry, RUN_BUDGET))
+    return frozenset(
+        address
+        for address, count in counts.items()
+        if address not in by_design
+        and (met[address] < _RARE * executed[address] if met[address] else count < len(runs))
+    )

@@ -31,7 +31,7 @@ class Difference:
 def first_difference(
     entry: Entry, expected: Outcome, got: Outcome, live: tuple[Live, ...], scratch: tuple[Span, ...] = ()
 ) -> Difference | None:
-    """How they end, stack and modes, D and DBR, what is live, port accesses in order, memory; None when all is equal.
+    """How they end, stack, banks, D and modes, what is live, port accesses in order, memory; None when all is equal.
 
     Dead are the bytes below the final stack pointer and the `scratch` spans.
     """
@@ -41,13 +41,15 @@ def first_difference(
         _in_machine_state(expected.state, got.state)
         or _in_live(expected.state, got.state, live)
         or _in_events(expected.events, got.events)
+        or (Difference("memory when DMA starts", "as it was then", "other memory") if expected.dma != got.dma else None)
         or _in_memory(entry, expected, got, scratch)
     )
 
 
 def _in_machine_state(expected: State, got: State) -> Difference | None:
     for name, one, other in (
-        ("S", expected.s, got.s), ("D", expected.d, got.d), ("DBR", expected.dbr, got.dbr),
+        ("S", expected.s, got.s), ("D", expected.d, got.d),
+        ("DBR", expected.dbr, got.dbr), ("PBR", expected.pbr, got.pbr),
     ):  # fmt: skip
         if one != other:
             return Difference(name, f"${one:04X}", f"${other:04X}")

@@ -12,6 +12,8 @@ from afs_mlx.snes.execution.routine import Routine
 # After these a flag is a result; after all others it is a by-product.
 _SETS_CARRY_ON_PURPOSE = frozenset(("clc", "sec", "cmp", "cpx", "cpy"))
 _SETS_NZ_ON_PURPOSE = frozenset(("cmp", "cpx", "cpy", "bit"))
+_SETS_V_ON_PURPOSE = frozenset(("bit", "clv"))
+_CHANGES_V = _SETS_V_ON_PURPOSE.union(("adc", "sbc", "plp", "rep", "sep", "rti"))
 _CHANGES_CARRY = _SETS_CARRY_ON_PURPOSE.union(
     ("adc", "sbc", "asl", "lsr", "rol", "ror", "plp", "rep", "sep", "xce", "rti")
 )
@@ -41,6 +43,8 @@ def inferred(reference: Routine, runs: Sequence[tuple[Entry, Outcome]]) -> tuple
         names.append("c")
     if _last_of(written, _CHANGES_NZ) in _SETS_NZ_ON_PURPOSE:
         names += ["z", "n"]
+    if _last_of(written, _CHANGES_V) in _SETS_V_ON_PURPOSE:
+        names.append("v")
     return tuple(names)
 
 

@@ -6,20 +6,25 @@ first written, so a run costs what it touches.
 """
 
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from zlib import crc32
 
 from afs_mlx.snes.cpu.control import Stopped
 from afs_mlx.snes.cpu.core import Cpu, Fetched
 from afs_mlx.snes.cpu.memory import BLOCK_BITS, BLOCK_BYTES, lorom
 from afs_mlx.snes.cpu.opcodes import OPCODES
 from afs_mlx.snes.cpu.state import State
-from afs_mlx.snes.execution.entries import RAM_BLOCKS, Entry
+from afs_mlx.snes.execution.entries import RAM_BLOCKS, STACK_BYTES, Entry
 from afs_mlx.snes.execution.ports import PortEvent, Ports, is_port
 from afs_mlx.snes.execution.routine import ROM_BYTES, EnteredBy, Routine, rom_offset
 
 SRAM_BYTES = 32 * 1024
-RETURN_OFFSET = 0x7FF0  # in the low half of a bank no ROM lies, so no routine either
+# In the low half of a bank no ROM lies, so no routine either; where in it differs from run to run.
+RETURN_FIRST, RETURN_PLACES = 0x6000, 0x1F00
+SURROUNDINGS = 4  # ROMs around the routine, told apart by the run
+MDMAEN = 0x420B
 _OFFSET = BLOCK_BYTES - 1
 
 
@@ -27,8 +32,9 @@ _OFFSET = BLOCK_BYTES - 1
 class Outcome:
     """One run. `stop` is a verb phrase, the same for two runs that end alike; `ram` has the blocks that were written.
 
-    `at_ports` are the instructions that reached a port, each told by the address after it. `read_itself` is set when
-    bytes of the routine that are not its data were read as data.
+    `at_ports` are the instructions that reached a port, each told by the address after it. `read_itself_at` is the
+    lowest offset at which bytes of the routine, or just behind its table, were read that are not its data. `dma` has a
+    checksum of memory for each time that DMA was started: it reads what is there then.
     """
 
     stop: str
@@ -38,7 +44,13 @@ class Outcome:
     cycles: int
     clocks: int
     at_ports: frozenset[int]
-    read_itself: bool
+    read_itself_at: int | None
+    dma: tuple[int, ...] = ()
+
+    @property
+    def read_itself(self) -> bool:
+        """Whether it read bytes that another routine would not have there."""
+        return self.read_itself_at is not None
 
     @property
     def returned(self) -> bool:
@@ -62,9 +74,9 @@ class Note:
 
 
 @cache
-def _filler() -> bytes:
+def _surroundings(number: int) -> bytes:
     """What stands in the ROM around the routine: anything, the same for every routine."""
-    return random.Random(65816).randbytes(ROM_BYTES)
+    return random.Random(65816 + number).randbytes(ROM_BYTES)
 
 
 class Board(Cpu):
@@ -72,11 +84,13 @@ class Board(Cpu):
 
     def __init__(self, routine: Routine, fast: bool = False, entered_by: EnteredBy | None = None) -> None:
         """`entered_by` None: as the routine itself wants it. `fast`: banks $80-$FF run from FastROM."""
-        memory = lorom(_filler(), fast=fast, sram_bytes=SRAM_BYTES)
+        memory = lorom(b"", fast=fast, sram_bytes=SRAM_BYTES)
         super().__init__(memory, self._read_elsewhere, self._write_elsewhere)
         self.routine = routine
         self._entered_by = entered_by or routine.entered_by
         self.notes: set[Note] = set()
+        self._has_data = any(routine.data)
+        self._around = b""
         self._ram_at: dict[int, int] = {}
         self._mirrors: list[list[slice]] = []
         self._lay_out()
@@ -85,22 +99,19 @@ class Board(Cpu):
         self._dirty: dict[int, bytearray] = {}
         self._ports = Ports(0)
         self._at_ports: set[int] = set()
-        self._read_itself = False
+        self._read_itself: int | None = None
+        self._dma: list[int] = []
         self._return = (0, 0)
         self._entry_s = 0
 
     def _lay_out(self) -> None:
-        """Find RAM's mirrors, and hide the ROM blocks that the routine lies in."""
+        """Find RAM's mirrors; take everything off the board, for what is read comes when it is read."""
         memory = self.memory
         number_of = {id(block): number for number, block in enumerate(memory.ram_blocks())}
-        first = rom_offset(self.routine.org) >> BLOCK_BITS
-        last = rom_offset(self.routine.org) + max(len(self.routine.code), 1) - 1 >> BLOCK_BITS
         for place, block in enumerate(memory.readable):
             if isinstance(block, bytearray):
                 self._ram_at[place] = number_of[id(block)]
-                memory.readable[place] = memory.writable[place] = None
-            elif block is not None and first <= rom_offset(place << BLOCK_BITS) >> BLOCK_BITS <= last:
-                memory.readable[place] = None
+            memory.readable[place] = memory.writable[place] = None
         for number in range(RAM_BLOCKS):
             self._mirrors.append(_every_eighth([place for place, ram in self._ram_at.items() if ram == number]))
 
@@ -113,14 +124,16 @@ class Board(Cpu):
 
     def enter(self, entry: Entry) -> None:
         """Stand before the first instruction, called from elsewhere."""
-        self._ports = Ports(entry.port_seed, entry.port_bytes)
+        self._ports = Ports(entry.port_seed, entry.port_words)
         self._at_ports = set()
-        self._read_itself = False
+        self._read_itself = None
+        self._dma = []
+        self._around = _surroundings(entry.port_seed % SURROUNDINGS)
         self._load_ram(entry.ram)
         state = entry.state._replace(pc=self.routine.org & 0xFFFF, pbr=self.routine.org >> 16)
         self.load(state)
         self._entry_s = state.s
-        self._push_return(state)
+        self._push_return(state, RETURN_FIRST + (entry.port_seed >> 2) % RETURN_PLACES)
         self.cycles = self.clocks = 0
 
     def outcome(self, stop: str) -> Outcome:
@@ -133,8 +146,20 @@ class Board(Cpu):
             cycles=self.cycles,
             clocks=self.clocks,
             at_ports=frozenset(self._at_ports),
-            read_itself=self._read_itself,
+            read_itself_at=self._read_itself,
+            dma=tuple(self._dma),
         )
+
+    def executed(self, entry: Entry, budget: int) -> frozenset[int]:
+        """The instructions that a run executes, each told by the address after it."""
+        self.enter(entry)
+        found: set[int] = set()
+        with suppress(Stopped):
+            for _ in range(budget):
+                after = self.arrive(self.pbr << 16 | self.pc)[2]
+                found.add(self.pbr << 16 | after)
+                self.step()
+        return frozenset(found)
 
     def _load_ram(self, blocks: tuple[bytes, ...]) -> None:
         """Take what the last run touched off the board; what this one touches comes when it does."""
@@ -150,15 +175,15 @@ class Board(Cpu):
         for mirrors in self._mirrors[number]:
             blocks[mirrors] = [block] * len(range(mirrors.start, mirrors.stop, mirrors.step))
 
-    def _push_return(self, state: State) -> None:
+    def _push_return(self, state: State, offset: int) -> None:
         """Lay what a caller, or an interrupt, would have left above S."""
         bank = 0x2A if state.pbr != 0x2A else 0x2B
-        low, high = RETURN_OFFSET & 0xFF, RETURN_OFFSET >> 8
-        frames = {"call": [low - 1, high, bank], "interrupt": [state.p, low, high, bank], "falling in": []}
+        low, high, last = offset & 0xFF, offset >> 8, offset - 1
+        frames = {"call": [last & 0xFF, last >> 8, bank], "interrupt": [state.p, low, high, bank], "falling in": []}
         frame = frames[self._entered_by]
         for place, value in enumerate(frame, start=1):
             self.write(state.s + place & 0xFFFF, value)
-        self._return = (state.pbr << 16 | RETURN_OFFSET, bank << 16 | RETURN_OFFSET)
+        self._return = (state.pbr << 16 | offset, bank << 16 | offset)
 
     # ---- fetching ----------------------------------------------------------------------------------------------
 
@@ -167,7 +192,7 @@ class Board(Cpu):
         if address in self._return:
             raise Stopped(RETURNS if address == self._return[0] else RETURNS_LONG)
         offset = self.routine.offset_of(address)
-        if offset == len(self.routine.code):
+        if self.routine.ends_before(address):
             raise Stopped(FALLS_OFF)
         if not 0 <= offset < len(self.routine.code):
             if self._entered_by == "falling in" and self.s > self._entry_s:
@@ -176,13 +201,24 @@ class Board(Cpu):
         if address in self.breakpoints:
             raise Stopped("breakpoint")
         self._note(offset)
+        return self.fetch_instruction(address)
+
+    def fetch_instruction(self, address: int) -> Fetched:
+        """As the chip does; fetching is no reading of data."""
         read_itself = self._read_itself
-        fetched = self.fetch_instruction(address)
-        self._read_itself = read_itself  # fetching is no reading of data
+        fetched = super().fetch_instruction(address)
+        self._read_itself = read_itself
         return fetched
 
-    def _cannot_change(self, _address: int) -> bool:
-        return True  # the routine lies in ROM
+    def fetch(self) -> int:
+        """The last byte of an operand that is fetched late."""
+        read_itself = self._read_itself
+        value = super().fetch()
+        self._read_itself = read_itself
+        return value
+
+    def _cannot_change(self, address: int) -> bool:
+        return self.routine.offset_of(address) >= 0  # it lies in ROM
 
     def _note(self, offset: int) -> None:
         """Compare what was written with what is executed."""
@@ -212,16 +248,20 @@ class Board(Cpu):
         if is_port(address):
             self._at_ports.add(self.pbr << 16 | self.pc)
             return self._ports.read(address & 0xFFFF, self.cycles)
+        if not address & 0x8000:
+            return address >> 8 & 0xFF  # open bus: what such an access leaves there, mostly
         offset = self.routine.offset_of(address)
-        if address & 0x8000:
-            if 0 <= offset < len(self.routine.code):
-                if address != self.pbr << 16 | self.pc and not self.routine.data[offset]:
-                    self._read_itself = True
-                return self.routine.code[offset]
+        if 0 <= offset < len(self.routine.code):
+            if not self.routine.data[offset]:
+                self._reads_itself_at(offset)
+            return self.routine.code[offset]
+        if self._has_data and offset >= 0:
             # An index that leaves the routine's own table: in another routine the table lies elsewhere.
-            self._read_itself |= any(self.routine.data)
-            return _filler()[rom_offset(address)]
-        return address >> 8 & 0xFF  # open bus: what such an access leaves there, mostly
+            self._reads_itself_at(offset)
+        return self._around[rom_offset(address)]
+
+    def _reads_itself_at(self, offset: int) -> None:
+        self._read_itself = offset if self._read_itself is None else min(offset, self._read_itself)
 
     def _write_elsewhere(self, address: int, value: int) -> None:
         number = self._ram_at.get(address >> BLOCK_BITS)
@@ -234,6 +274,21 @@ class Board(Cpu):
         elif is_port(address):
             self._at_ports.add(self.pbr << 16 | self.pc)
             self._ports.write(address & 0xFFFF, value, self.cycles)
+            if address & 0xFFFF == MDMAEN and value:
+                self._dma.append(self._checksum())
+
+    def _checksum(self) -> int:
+        """Of all RAM that has changed, but for the dead bytes below S."""
+        sum_so_far = 0
+        for number, block in sorted(self._dirty.items()):
+            seen = bytearray(block)
+            before = bytearray(self._ram[number])
+            if number == 0:
+                dead = slice(max(0, self.s - STACK_BYTES), self.s + 1)
+                seen[dead] = before[dead]
+            if seen != before:
+                sum_so_far = crc32(seen, crc32(bytes((number,)), sum_so_far))
+        return sum_so_far
 
 
 def _every_eighth(places: list[int]) -> list[slice]:

@@ -22,8 +22,8 @@ _S_NATIVE = (0x1E80, 0x1FE0)
 _S_EMULATION = (0x0180, 0x01E0)
 _EDGE_BYTES = bytes((0x00, 0x01, 0x02, 0x7F, 0x80, 0x81, 0xFE, 0xFF))
 _EDGE_WORDS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0x8001, 0xFF00, 0xFFFF)
-_KINDS = ("edges", "anything", "repeating", "pointers", "constants")
-_MOST_CONSTANTS = 24
+KINDS = ("edges", "anything", "repeating", "pointers", "constants")
+_MOST_CONSTANTS = 64
 _POOL = 8
 
 
@@ -31,36 +31,40 @@ _POOL = 8
 class Entry:
     """One state to start in. `ram` holds RAM_BLOCKS blocks of 8 KiB.
 
-    `port_seed` picks the devices' behaviour, `port_bytes` are values that they give more often than others.
+    `port_seed` picks the devices' behaviour and everything else outside the routine, `port_words` are values that they
+    give more often than others.
     """
 
     state: State
     ram: tuple[bytes, ...]
     port_seed: int
-    port_bytes: bytes = b""
+    port_words: tuple[int, ...] = ()
 
 
-def draw(declared: EntryState, index: int, seed: int, constants: tuple[int, ...] = ()) -> Entry:
-    """The `index`-th state under what is declared; every fifth is made of the constants, where there are any.
+def draw(
+    declared: EntryState, index: int, seed: int, constants: tuple[int, ...] = (), only_constants: bool = False
+) -> Entry:
+    """The `index`-th state under what is declared; every fifth, or all, are made of the constants, where there are any.
 
     The program counter is left to the caller.
     """
     words = _neighbourhood(constants)
-    kind = _KINDS[index % (len(_KINDS) if words else len(_KINDS) - 1)]
+    kind = "constants" if only_constants and words else KINDS[index % (len(KINDS) if words else len(KINDS) - 1)]
     rng = random.Random(f"registers {seed}/{index}")
     memory = _memory(kind, index, seed) if kind != "constants" else _memory_of(words, index, seed)
     low, high = _S_EMULATION if declared.e else _S_NATIVE
+    index_bits = 8 if declared.e else declared.x
     state = State(
         s=rng.randrange(low, high),
         p=_status(declared, rng),
         a=_accumulator(declared, _word(kind, memory.words, rng)),
-        x=_index(declared.x_value, declared.x, kind, memory.words, rng),
-        y=_index(declared.y, declared.x, kind, memory.words, rng),
+        x=_index(declared.x_value, index_bits, kind, memory.words, rng),
+        y=_index(declared.y, index_bits, kind, memory.words, rng),
         dbr=declared.dbr if declared.dbr is not None else _bank(rng),
         d=declared.d if declared.d is not None else _direct_page(rng),
         e=declared.e,
     )
-    return Entry(state, memory.ram, rng.getrandbits(32), bytes(dict.fromkeys(word & 0xFF for word in words)))
+    return Entry(state, memory.ram, rng.getrandbits(32), words)
 
 
 class _Memory(NamedTuple):
@@ -81,11 +85,11 @@ def _memory(kind: str, index: int, seed: int) -> _Memory:
 
 @lru_cache(maxsize=256)
 def _memory_of(words: tuple[int, ...], index: int, seed: int) -> _Memory:
-    """Block 0 full of the words, at even or at odd addresses."""
+    """RAM full of the words, at even or at odd addresses."""
     rng = random.Random(f"constants {seed}/{index}")
     block = b"".join(word.to_bytes(2, "little") for word in rng.choices(words, k=BLOCK_BYTES // 2))
     shift = rng.randrange(2)
-    return _Memory(words, (block[shift:] + block[:shift], *_far_blocks("anything", rng)))
+    return _Memory(words, (block[shift:] + block[:shift],) * RAM_BLOCKS)
 
 
 def _far_blocks(kind: str, rng: random.Random) -> list[bytes]:
@@ -95,7 +99,8 @@ def _far_blocks(kind: str, rng: random.Random) -> list[bytes]:
 @lru_cache(maxsize=64)
 def _neighbourhood(constants: tuple[int, ...]) -> tuple[int, ...]:
     """The constants, one less and one more."""
-    near = {constant + step & 0xFFFF for constant in constants[:_MOST_CONSTANTS] for step in (-1, 0, 1)}
+    some = constants[:: -(-len(constants) // _MOST_CONSTANTS) or 1]
+    near = {constant + step & 0xFFFF for constant in some for step in (-1, 0, 1)}
     return tuple(sorted(near))
 
 
@@ -112,7 +117,7 @@ def _status(declared: EntryState, rng: random.Random) -> int:
 def _accumulator(declared: EntryState, drawn: int) -> int:
     if declared.a is None:
         return drawn
-    return drawn & 0xFF00 | declared.a if declared.m == 8 else declared.a
+    return drawn & 0xFF00 | declared.a if declared.m == 8 and declared.a <= 0xFF else declared.a
 
 
 def _index(declared: int | None, bits: int, kind: str, words: tuple[int, ...], rng: random.Random) -> int:
@@ -150,7 +155,7 @@ def _block(kind: str, palette: bytes, rng: random.Random) -> bytes:
     return bytes(block)
 
 
-@lru_cache(maxsize=len(_KINDS))
+@lru_cache(maxsize=len(KINDS))
 def _pool(kind: str) -> tuple[bytes, ...]:
     rng = random.Random(kind)
     return tuple(_block(kind, rng.randbytes(3) if kind == "repeating" else _EDGE_BYTES, rng) for _ in range(_POOL))

@@ -13,7 +13,7 @@ READ_CHANGES = frozenset(
 )
 # These change by themselves: two reads may differ.
 _MOVING = READ_CHANGES | {0x213E, 0x4212} | set(range(0x2140, 0x2180))
-_MULTIPLY_CYCLES, _DIVIDE_CYCLES = 8, 16
+_MULTIPLY_CYCLES, _DIVIDE_CYCLES = 8, 16  # between the write that starts and the read that sees the result
 
 type PortEvent = tuple[str, int, int]
 """`w` or `r`, the address within its bank, the value; in the order in which they happened."""
@@ -27,10 +27,10 @@ def is_port(address: int) -> bool:
 class Ports:
     """All devices in one run; `seed` stands for everything that cannot be known about them.
 
-    Now and then they answer with one of `likely`.
+    Now and then they answer with one of `likely`, words whose low byte stands at even addresses.
     """
 
-    def __init__(self, seed: int, likely: bytes = b"") -> None:
+    def __init__(self, seed: int, likely: tuple[int, ...] = ()) -> None:
         self._likely = likely
         self.log: list[PortEvent] = []
         self._seed = seed
@@ -47,10 +47,11 @@ class Ports:
             return _mixed(self._seed, address, self._ready_at - cycles) & 0xFF
         if device == "math" and address in self._held:
             return self._held[address]
-        drawn = _mixed(self._seed, address, self._history.get(device, 0))
-        value = drawn >> 8 & 0xFF
-        if self._likely and drawn & 3 == 0:
-            value = self._likely[value % len(self._likely)]
+        history = self._history.get(device, 0)
+        value = _mixed(self._seed, address, history) >> 8 & 0xFF
+        both = _mixed(self._seed, address | 1, history) if self._likely else 1
+        if both & 3 == 0:
+            value = self._likely[(both >> 8) % len(self._likely)] >> 8 * (address & 1) & 0xFF
         if address in _MOVING:
             self._history[device] = _mixed(self._history.get(device, 0), address, -1)
         if address in READ_CHANGES:
@@ -71,15 +72,16 @@ class Ports:
 
     def _multiply(self, cycles: int) -> None:
         if 0x4202 in self._held:
-            self._give(0, self._held[0x4202] * self._held[0x4203])
-            self._ready_at = cycles + _MULTIPLY_CYCLES
+            # The quotient's register is where the second factor is shifted to.
+            self._give(self._held[0x4203], self._held[0x4202] * self._held[0x4203])
+            self._ready_at = cycles + 1 + _MULTIPLY_CYCLES
 
     def _divide(self, cycles: int) -> None:
         if 0x4204 in self._held and 0x4205 in self._held:
             dividend, divisor = self._held[0x4204] | self._held[0x4205] << 8, self._held[0x4206]
             quotient, rest = divmod(dividend, divisor) if divisor else (0xFFFF, dividend)
             self._give(quotient, rest)
-            self._ready_at = cycles + _DIVIDE_CYCLES
+            self._ready_at = cycles + 1 + _DIVIDE_CYCLES
 
     def _give(self, quotient: int, product_or_rest: int) -> None:
         for address, word in ((0x4214, quotient), (0x4216, product_or_rest)):

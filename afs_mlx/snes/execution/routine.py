@@ -6,6 +6,9 @@ from typing import Literal
 
 from afs_mlx.snes.asar import Assembly, Placed
 from afs_mlx.snes.cpu.opcodes import OPCODES, Opcode
+from afs_mlx.snes.grammar import lorom_address
+
+_MOST_TABLE_BYTES = 64
 
 type EnteredBy = Literal["call", "interrupt", "falling in"]
 
@@ -59,15 +62,24 @@ class Routine:
 
     @cached_property
     def constants(self) -> tuple[int, ...]:
-        """The immediates that it loads, compares and adds: values worth trying."""
+        """The immediates that it loads, compares and adds, and the words of its tables: values worth trying."""
         found = {operand for opcode, operand in self.opcodes if opcode.mode in ("#m", "#x")}
+        for place in self.placed:
+            if place.is_data:
+                table = self.code[place.offset : place.offset + min(place.size, _MOST_TABLE_BYTES)]
+                found.update(int.from_bytes(table[at : at + 2], "little") for at in range(0, len(table), 2))
         return tuple(sorted(found))
 
     def offset_of(self, address: int) -> int:
         """Where in the code a CPU address lies, also through a mirror; outside of range(len(code)) when it does not."""
-        if not address & 0x8000:
+        if not lorom_address(address):
             return -1
         return rom_offset(address) - rom_offset(self.org)
+
+    def ends_before(self, address: int) -> bool:
+        """Whether execution that runs on behind the last byte comes to this address; banks are not left that way."""
+        in_bank = lorom_address(address | 0x8000) and _rom_bank(address) == _rom_bank(self.org)
+        return in_bank and address & 0xFFFF == self.org + len(self.code) & 0xFFFF
 
     def line_at(self, offset: int) -> int | None:
         """The user's line of an offset."""
@@ -81,3 +93,7 @@ ROM_BYTES = 512 * 1024  # of the board that routines are run on; larger addresse
 def rom_offset(address: int) -> int:
     """Where in the board's ROM a LoROM address lies."""
     return ((address & 0x7F0000) >> 1 | address & 0x7FFF) % ROM_BYTES
+
+
+def _rom_bank(address: int) -> int:
+    return rom_offset(address | 0x8000) >> 15

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from afs_mlx.snes.cpu.control import Stopped
-from afs_mlx.snes.cpu.opcodes import OPCODES
+from afs_mlx.snes.cpu.opcodes import OPCODES, Opcode
 from afs_mlx.snes.cpu.state import State
 from afs_mlx.snes.disassembly.operands import data_address, target_of, text_of
 from afs_mlx.snes.execution.board import Board, Outcome
@@ -42,6 +42,7 @@ class Tracer:
         """Every instruction after it was executed, at most `budget`."""
         board = self._board
         board.enter(entry)
+        self._stop = "budget"
         try:
             for _ in range(budget):
                 board.arrive(board.state.address)
@@ -54,18 +55,24 @@ class Tracer:
         address, cycles, clocks = board.state.address, board.cycles, board.clocks
         offset = routine.offset_of(address)
         opcode = OPCODES[routine.code[offset]]
-        code = routine.code[offset : offset + 1 + opcode.operand_bytes(board.m8, board.x8)]
+        size_bytes = 1 + opcode.operand_bytes(board.m8, board.x8)
+        code = routine.code[offset : offset + size_bytes]
         board.step()
+        is_whole = len(code) == size_bytes
         operand = int.from_bytes(code[1:], "little")
-        target = target_of(opcode, operand, address, len(code))
-        named = data_address(opcode, operand)
+        target = target_of(opcode, operand, address, size_bytes) if is_whole else None
+        named = data_address(opcode, operand) if is_whole else None
         return Step(
             address=address,
             code=code,
-            text=text_of(opcode, operand, len(code), None if target is None else f"${target & 0xFFFF:04x}"),
+            text=_text(opcode, operand, size_bytes, target) if is_whole else f"{opcode.name} (cut off)",
             comment=(named is not None and name_of(named)) or "",
             line=routine.line_at(offset),
             after=board.state,
             cycles=board.cycles - cycles,
             clocks=board.clocks - clocks,
         )
+
+
+def _text(opcode: Opcode, operand: int, size_bytes: int, target: int | None) -> str:
+    return text_of(opcode, operand, size_bytes, None if target is None else f"${target & 0xFFFF:04x}")
