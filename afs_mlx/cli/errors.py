@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import typer
 
-from afs_mlx.cli.render.console import err, notice
+from afs_mlx.cli.render.console import err, notice, plain
 from afs_mlx.core.errors import AfsError, ExitCode
 
 DEBUG = "AFS_MLX_DEBUG"
@@ -26,7 +26,7 @@ def handled[**P, R](command: Callable[P, R]) -> Callable[P, R]:
         except AfsError as error:
             if os.environ.get(DEBUG):
                 raise
-            err().print(f"error: {error}", style="red", markup=False)
+            err().print(f"error: {plain(str(error))}", style="red", markup=False)
             raise typer.Exit(error.code) from error
         except KeyboardInterrupt as error:
             err().print("\ninterrupted; what was finished before is intact", style="yellow")
@@ -39,7 +39,7 @@ def handled[**P, R](command: Callable[P, R]) -> Callable[P, R]:
             if os.environ.get(DEBUG):
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            err().print(f"error: {where}{error.strerror or error}", style="red", markup=False)
+            err().print(f"error: {plain(where)}{error.strerror or error}", style="red", markup=False)
             raise typer.Exit(ExitCode.ERROR) from error
 
     return run

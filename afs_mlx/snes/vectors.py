@@ -88,7 +88,11 @@ class Verification:
 
 
 def vector_files(folder: Path) -> list[Path]:
-    """All `*.json` below a folder, sorted. Raises MissingError when there is none."""
+    """All `*.json` below a folder, sorted, or the one file. Raises MissingError when there is none."""
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise MissingError("there is no such folder", str(folder), "check the path")
     files = sorted(folder.rglob("*.json"))
     if not files:
         raise MissingError(
@@ -130,8 +134,11 @@ def verify(
             total += 1
             passed += not differences
             if differences and len(mismatches) < first:
-                mismatches.append(Mismatch(str(path.relative_to(folder)), place, tuple(differences)))
+                name = str(path.relative_to(folder)) if path != folder else path.name
+                mismatches.append(Mismatch(name, place, tuple(differences)))
         on_file(done, len(files))
+    if total == 0:
+        raise MissingError("the files hold no cases", str(folder), "name a folder of OP.MODE.json files")
     return Verification(passed, total, len(files), tuple(mismatches))
 
 
@@ -227,4 +234,4 @@ def _bytes(values: Any, name: str) -> tuple[tuple[int, int], ...]:
 
 def _in_range(value: Any, most: int, name: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise ValueError(f"{name} must be a number from 0 to {most}, not {value!r}")
+        raise ValueError(f"{name} must be a number from 0 to {most}, not {value!r:.40}")

@@ -58,7 +58,11 @@ NO_CODE = {"code_block": True, "assembles": False}
         (asm("  nop"), OTHER, "differs: "),
         (asm("  stz $11"), OTHER, "differs: "),
         (asm("  sta $10"), OTHER, "differs: "),
-        (asm("  stz $10\n  rts"), OTHER, "falls off its end expected, returns, though nothing has called it found"),
+        (
+            asm("  stz $10\n  rts"),
+            OTHER,
+            "the reference falls off its end, the candidate returns, though nothing has called it",
+        ),
         (asm("- bra -"), OTHER, "no return: it does not return within its budget"),
         (asm("  lda #$0000\n  sta $10"), OTHER, "line 1: the immediate is written with 2 bytes"),
         (asm("label:"), NO_CODE, "there is no instruction and no data"),

@@ -72,8 +72,8 @@ def byte_at(outcome: Outcome, offset: int, block: int = 0) -> int:
         ("4b f4 33 92 6b", "leaves to $009234"),  # phk, pea, rtl
         ("80 fe", ENDLESS),  # bra to itself
         ("4c 00 80", ENDLESS),
-        ("cb", "wai"),
-        ("db", "stp"),
+        ("cb", "waits at wai"),
+        ("db", "stops at stp"),
     ],
 )
 def test_how_runs_end(code: str, stop: str) -> None:
@@ -460,7 +460,7 @@ def test_tracing_is_executing(text: str, declared: EntryState) -> None:
         steps = list(tracer.steps(entry, 300))
         executed = Board(routine(text)).execute(entry, 300)
         assert tracer.outcome == executed
-        stopped_inside = executed.stop in ("wai", "stp")
+        stopped_inside = executed.stop in ("waits at wai", "stops at stp")
         assert sum(step.cycles for step in steps) == executed.cycles - (3 if stopped_inside else 0)
         if not stopped_inside:
             assert sum(step.clocks for step in steps) == executed.clocks

@@ -282,8 +282,8 @@ ENDS = {
     "pha pha rts": ("48 48 60", "leaves to $00"),
     "plx rts": ("fa 60", "leaves to $00"),
     "return address overwritten": ("a9 00 83 01 83 02 60", "leaves to $00"),
-    "wai": ("cb", "wai"),
-    "stp": ("db", "stp"),
+    "wai": ("cb", "waits at wai"),
+    "stp": ("db", "stops at stp"),
     "brk": ("00 00", "leaves to $00"),
     "cop": ("02 00", "leaves to $00"),
     "xce for ever": ("38 fb 18 fb 80 fa", "does not return"),
@@ -321,7 +321,7 @@ def test_every_run_ends_and_leaves_the_entry_alone(name: str) -> None:
 
 def assert_sane(outcome: Outcome) -> None:
     """What holds for every outcome."""
-    stops = (RETURNS, RETURNS_LONG, FALLS_OFF, ENDLESS, "wai", "stp")
+    stops = (RETURNS, RETURNS_LONG, FALLS_OFF, ENDLESS, "waits at wai", "stops at stp")
     assert outcome.stop in stops or outcome.stop.startswith("leaves to $")
     state = outcome.state
     assert 0 <= max(state.pc, state.s, state.a, state.x, state.y, state.d) <= 0xFFFF

@@ -45,7 +45,9 @@ def step(text: str) -> None:
 
 def emit_json(value: dict[str, Any]) -> None:
     """The one JSON object of `--json`."""
-    sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, **value}, ensure_ascii=False, indent=2) + "\n")
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **value}, ensure_ascii=False, indent=2)
+    # Inside JSON these can only stand in texts, where the escape means the same.
+    sys.stdout.write(text.translate({ord(c): f"\\u{ord(c):04x}" for c in (*BIDI, *map(chr, range(0x7F, 0xA0)))}) + "\n")
 
 
 def size(size_bytes: float) -> str:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from afs_mlx.snes.cpu.state import State
     from afs_mlx.snes.equivalence.checker import CounterExample
     from afs_mlx.snes.equivalence.judging import Judgement
-    from afs_mlx.snes.execution.board import Note, Outcome
+    from afs_mlx.snes.execution.board import Board, Note, Outcome
     from afs_mlx.snes.execution.cost import Cost
     from afs_mlx.snes.execution.entries import Entry
     from afs_mlx.snes.execution.routine import Routine
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from afs_mlx.snes.grammar import Problem
 
 MEMORY_ROWS = 16
+MIN_COLUMNS = 80  # a pipe, or a terminal that does not say
 _WIDE = 100  # columns from which on the trace shows bytes and D, DBR
 
 
@@ -58,20 +59,23 @@ def trace_line(step: "Step") -> None:
     row = Text(f"{step.line or '':>4} {step.address:06X}   {shown}")
     row.append(f"{step.text:<22}", style="bold")
     row.append(f" {after.a:04X} {after.x:04X} {after.y:04X} {after.s:04X}{more}  {after.flags()} {step.cycles:>6}")
-    if step.comment:
+    if step.comment and row.cell_len + 2 + len(step.comment) <= max(out().width, MIN_COLUMNS):
         row.append(f"  {step.comment}", style="cyan")
     out().print(row)
 
 
-def run_result(routine: "Routine", entry: "Entry", outcome: "Outcome") -> None:
+def run_result(board: "Board", entry: "Entry", outcome: "Outcome") -> None:
     """How a run ended and what it left behind."""
-    console = out()
+    console, routine = out(), board.routine
+    where = "" if outcome.returned or outcome.stop.startswith("leaves") else f" at ${outcome.state.address:06X}"
     size = f"{len(routine.code)} byte{'s' if len(routine.code) != 1 else ''}"
     console.print(
-        f"{outcome.stop}: {size}, {outcome.cycles:,} cycles, {outcome.clocks:,} clocks", style="bold", markup=False
+        f"{outcome.stop}{where}: {size}, {outcome.cycles:,} cycles, {outcome.clocks:,} clocks",
+        style="bold",
+        markup=False,
     )
     console.print(f"in   {registers(entry.state)}\nout  {registers(outcome.state)}", markup=False)
-    changes = list(changed(entry, outcome))
+    changes = list(changed(board, entry, outcome))
     for address, before, after in changes[:MEMORY_ROWS]:
         console.print(f"mem  ${address:06X}  {before.hex(' ')} → {after.hex(' ')}", markup=False)
     if len(changes) > MEMORY_ROWS:
@@ -89,30 +93,31 @@ def _name(address: int) -> str:
     return f"  {name}" if name else ""
 
 
-def changed(entry: "Entry", outcome: "Outcome") -> "Iterable[tuple[int, bytes, bytes]]":
+def changed(board: "Board", entry: "Entry", outcome: "Outcome") -> "Iterable[tuple[int, bytes, bytes]]":
     """Stretches of up to eight changed bytes: address, before, after; the dead bytes below S are left out."""
     from afs_mlx.snes.execution.entries import STACK_BYTES, address_of
 
     for number in sorted(outcome.ram):
-        before, after = entry.ram[number], outcome.ram[number]
-        dead = range(max(0, outcome.state.s - STACK_BYTES), outcome.state.s + 1) if number == 0 else range(0)
-        frame = (
-            range(entry.state.s + 1, entry.state.s + 5) if number == 0 else range(0)
-        )  # the caller's, not the routine's
+        before, after = bytearray(entry.ram[number]), outcome.ram[number]
+        dead = range(0)
+        if number == 0:
+            dead = range(max(0, min(entry.state.s, outcome.state.s) - STACK_BYTES), outcome.state.s + 1)
+            for address, value in board.frame:
+                before[address] = value
         offset = 0
         while offset < len(after):
-            if before[offset] == after[offset] or offset in dead or offset in frame:
+            if before[offset] == after[offset] or offset in dead:
                 offset += 1
                 continue
             end = offset + 1
-            while end < min(len(after), offset + 8) and before[end] != after[end]:
+            while end < min(len(after), offset + 8) and before[end] != after[end] and end not in dead:
                 end += 1
-            yield address_of(number, offset), before[offset:end], after[offset:end]
+            yield address_of(number, offset), bytes(before[offset:end]), after[offset:end]
             offset = end
 
 
 def run_json(
-    routine: "Routine",
+    board: "Board",
     entry: "Entry",
     outcome: "Outcome",
     notes: "Sequence[Problem]",
@@ -122,14 +127,14 @@ def run_json(
     data: dict[str, Any] = {
         "stop": outcome.stop,
         "returned": outcome.returned,
-        "size_bytes": len(routine.code),
+        "size_bytes": len(board.routine.code),
         "cycles": outcome.cycles,
         "clocks": outcome.clocks,
         "in": entry.state._asdict(),
         "out": outcome.state._asdict(),
         "memory": [
             {"address": address, "before": before.hex(), "after": after.hex()}
-            for address, before, after in changed(entry, outcome)
+            for address, before, after in changed(board, entry, outcome)
         ],
         "ports": [{"kind": kind, "address": address, "value": value} for kind, address, value in outcome.events],
         "notes": [{"line": note.line, "message": note.message} for note in notes],
@@ -141,6 +146,7 @@ def run_json(
                 "address": step.address,
                 "code": step.code.hex(),
                 "text": step.text,
+                "register": step.comment,
                 "after": step.after._asdict(),
                 "cycles": step.cycles,
                 "clocks": step.clocks,
@@ -167,13 +173,15 @@ def cost_table(rows: Sequence[dict[str, Any]]) -> None:
         cells = (name if len(name) <= 32 else f"{name[:31]}…", cost.size_bytes, cost.cycles, cost.clocks, row["states"])
         table.add_row(*(Text(str(cell)) for cell in cells))
     out().print(table)
-    entries = rows[0]["entries"]
-    err().print(f"entered with {_entries(entries)}; clocks are 21.477 MHz, without DRAM refresh", markup=False)
+    for entries in dict.fromkeys(row["entries"] for row in rows):
+        err().print(f"entered with {_entries(entries)}", markup=False)
+    err().print("clocks are 21.477 MHz, without DRAM refresh", markup=False)
 
 
 def cost_json(row: dict[str, Any]) -> dict[str, Any]:
     """A routine's cost as plain data."""
-    return {"code": row["code"], "states": row["states"], **_cost_data(row["cost"])}
+    entries = [entry.model_dump(exclude_none=True) for entry in row["entries"]]
+    return {"code": row["code"], "states": row["states"], "entries": entries, **_cost_data(row["cost"])}
 
 
 def _cost_data(cost: "Cost | None") -> dict[str, Any]:
@@ -187,7 +195,15 @@ def _cost_data(cost: "Cost | None") -> dict[str, Any]:
 
 
 def _entries(entries: "Sequence[EntryState]") -> str:
-    return " or ".join(entry.sentence() for entry in entries)
+    return " or ".join(_entry(entry) for entry in entries)
+
+
+def _entry(entry: "EntryState") -> str:
+    facts = [entry.sentence()]
+    for name, value in (("A", entry.a), ("X", entry.x_value), ("Y", entry.y)):
+        facts += [f"{name}=${value:04X}"] if value is not None else []
+    facts += [f"carry {entry.c}"] if entry.c is not None else []
+    return ", ".join([*facts, *(["decimal mode"] if entry.decimal else [])])
 
 
 # ---- verdicts --------------------------------------------------------------------------------------
@@ -242,7 +258,7 @@ def _memory_that_matters(entry: "Entry", most: int = 8) -> str:
     """The bytes that are not zero, where the state could be made simple enough to name them."""
     found = list(_bytes_not_zero(entry, most))
     if len(found) > most:
-        return "many bytes (--json with --seed reproduces the state)"
+        return "many bytes (--json shows them)"
     return "  ".join(f"${address:06X}={value:02X}" for address, value in found) + (
         ", the rest 00" if found else "all 00"
     )

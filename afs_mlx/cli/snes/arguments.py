@@ -2,8 +2,9 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -11,7 +12,12 @@ from afs_mlx.core.errors import AfsError, UsageError, closest
 
 MAX_INPUT_BYTES = 4 << 20  # a LoROM image; texts are held to the grammar's own limit
 
-Code = Annotated[str, typer.Argument(metavar="CODE", help="A file, - for standard input, or the code itself.")]
+Code = Annotated[
+    str,
+    typer.Argument(
+        metavar="CODE", help="A file, - for standard input, or the code itself (after -- if it starts with -)."
+    ),
+]
 EntryOption = Annotated[
     str,
     typer.Option(
@@ -29,9 +35,25 @@ def text_of(argument: str) -> str:
     data = _bytes_of(argument)
     if data is None:
         if not _looks_like_code(argument):
-            raise AfsError("there is no such file", argument, "check the path; code itself holds a space: 'lda #$00'")
+            raise UsageError(
+                "there is no such file", argument[:100], "check the path; code itself holds a space: 'lda #$00'"
+            )
         return argument
-    return data.decode("utf-8", "replace")
+    return data.decode("utf-8-sig", "replace")
+
+
+def file_text(argument: str) -> str:
+    """The text of a file or of standard input, never the argument itself."""
+    data = _bytes_of(argument)
+    if data is None:
+        raise UsageError("there is no such file", argument[:100], "name a file, or - for standard input")
+    return data.decode("utf-8-sig", "replace")
+
+
+def only_one_from_stdin(arguments: Sequence[str]) -> None:
+    """Standard input can be read once."""
+    if list(arguments).count("-") > 1:
+        raise UsageError("standard input can stand for one routine only", "-", "put the others into files")
 
 
 def machine_code_of(argument: str) -> bytes:
@@ -39,25 +61,41 @@ def machine_code_of(argument: str) -> bytes:
     data = _bytes_of(argument)
     if data is not None:
         return data
-    digits = re.sub(r"[\s,$]", "", argument)
+    return hex_bytes(argument, "CODE")
+
+
+def hex_bytes(text: str, where: str) -> bytes:
+    """Bytes in hexadecimal digits, with or without spaces. Raises UsageError."""
+    digits = re.sub(r"[\s,$]", "", text)
     if not digits or re.fullmatch(r"([0-9A-Fa-f]{2})+", digits) is None:
-        raise AfsError("neither a file nor hexadecimal bytes", argument, "write for example 'a9 00 60'")
+        raise UsageError(
+            f"{text[:40]!r} is neither a file nor hexadecimal bytes", where, "write for example 'a9 00 60'"
+        )
     return bytes.fromhex(digits)
 
 
 def _bytes_of(argument: str) -> bytes | None:
     """The bytes of a file or of standard input; None when the argument names no file."""
     if argument == "-":
-        return sys.stdin.buffer.read(MAX_INPUT_BYTES)
-    if "\0" in argument or "\n" in argument or len(argument) > 1000:
-        return None
+        if sys.stdin is None or sys.stdin.closed:
+            raise UsageError("there is no standard input", "-", "pipe the code in, or name a file")
+        return _limited(sys.stdin.buffer.read(MAX_INPUT_BYTES + 1), "standard input")
     path = Path(argument)
-    if path.is_dir():
-        raise AfsError("a folder, not a file", argument, "name a file")
-    if not path.exists():
+    try:
+        if not argument or not path.exists():
+            return None
+        if path.is_dir():
+            raise UsageError("a folder, not a file", argument, "name a file")
+    except (OSError, ValueError):  # too long for a name, or a zero byte: it is code
         return None
     with path.open("rb") as file:
-        return file.read(MAX_INPUT_BYTES)
+        return _limited(file.read(MAX_INPUT_BYTES + 1), argument)
+
+
+def _limited(data: bytes, where: str) -> bytes:
+    if len(data) > MAX_INPUT_BYTES:
+        raise UsageError(f"more than {MAX_INPUT_BYTES >> 20} MiB", where, "cut out the part that matters")
+    return data
 
 
 def _looks_like_code(text: str) -> bool:
@@ -100,12 +138,21 @@ def declared_entry(text: str) -> dict[str, int]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, sign, value = part.partition("=")
         key = key.strip().lower()
-        if not sign or key not in keys:
-            raise UsageError(f"{part!r} is no key=value of an entry state", "--entry", closest(key, keys))
+        if key not in keys:
+            raise UsageError(f"{key[:20]!r} is no key of an entry state", "--entry", closest(key[:20], keys))
+        if not sign:
+            raise UsageError(f"{key} has no value", "--entry", f"write for example {key}=8")
         found[key] = number(value, f"--entry {key}")
-    validate(EntryState, {"m": 8, "x": 8, **found}, "--entry")
+    try:
+        validate(EntryState, {"m": 8, "x": 8, **found}, "--entry")
+    except AfsError as error:
+        raise UsageError(error.what, error.where, error.fix) from error
     if found.get("e") == 1 and 16 in (found.get("m"), found.get("x")):
         raise UsageError("emulation mode has 8-bit registers", "--entry", "leave e out, or m and x at 8")
+    for key in ("x_value", "y"):
+        narrow = found.get("x") == 8 or found.get("e") == 1
+        if narrow and found.get(key, 0) > 0xFF:
+            raise UsageError(f"{key}=${found[key]:04X} does not fit into 8 bits", "--entry", "write x=16, or less")
     return found
 
 
@@ -127,14 +174,13 @@ def live_names(text: str | None) -> tuple[Any, ...] | None:
 
 def spans(text: str) -> tuple[tuple[int, int], ...]:
     """`10-1F,7E2000`: stretches of memory, by the one address that stands for each byte of RAM. Raises UsageError."""
-    from afs_mlx.snes.execution.entries import address_of, block_of
+    from afs_mlx.snes.execution.entries import span_of
 
     found = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         first, _, last = part.partition("-")
-        ends = [address(end, "--scratch") for end in (first, last or first)]
-        places = [block_of(end) for end in ends]
-        if None in places or ends[0] > ends[1]:
+        span = span_of(address(first, "--scratch"), address(last or first, "--scratch"))
+        if span is None:
             raise UsageError(f"{part!r} is no stretch of RAM", "--scratch", "write for example 10-1F or 7E2000-7E20FF")
-        found.append((address_of(*cast(tuple[int, int], places[0])), address_of(*cast(tuple[int, int], places[1]))))
+        found.append(span)
     return tuple(found)

@@ -10,6 +10,9 @@ from afs_mlx.cli.render.console import emit_json, err, notice, out, plain
 from afs_mlx.cli.snes.arguments import Code, OrgOption, address, declared_entry, machine_code_of, text_of
 from afs_mlx.core.errors import ExitCode, MissingError, UsageError
 
+MOST_ERRORS = 20
+COPIER_HEADER_BYTES = 512
+
 
 def asm(
     code: Code,
@@ -20,13 +23,15 @@ def asm(
     write: Annotated[Path | None, typer.Option("--out", help="Write the bytes to a file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Assemble with Asar; errors carry the line of your text.
+    """Assemble with Asar.
 
-    Exit code 1 when it does not assemble, 3 when Asar is not installed: then nothing is verified.
+    Errors carry the line of your text. Exit code 1 when it does not assemble, 3 when Asar is not installed: then
+    nothing is verified.
     """
     from afs_mlx.core.files import atomic_path
-    from afs_mlx.schema.optimisation import EntryState
     from afs_mlx.snes.asar import assemble
+    from afs_mlx.snes.equivalence.widths import as_8_bit, entry_states
+    from afs_mlx.snes.execution.routine import Routine
     from afs_mlx.snes.lint import lint, lint_execution
 
     text, declared = text_of(code), declared_entry(entry)
@@ -35,7 +40,8 @@ def asm(
     if result.status == "ok":
         warnings += lint(text)
         if declared:
-            warnings += lint_execution(result, EntryState.model_validate({"m": 8, "x": 8, **declared}))
+            fitting = entry_states(Routine.of(result), declared)
+            warnings += lint_execution(result, fitting[0] if fitting else as_8_bit(declared))
     if as_json:
         emit_json(
             {
@@ -50,16 +56,19 @@ def asm(
     else:
         for problem in warnings:
             notice(plain(str(problem)))
-        lines = text.splitlines()
+        lines = text.split("\n")
+        shown_line = 0
         for place in result.placed:
             shown = result.code[place.offset : place.offset + place.size].hex(" ")
-            source = plain(lines[place.line - 1].strip()) if place.line <= len(lines) else ""
-            shown = shown if place.size <= 4 else f"{shown[:8]} …"
+            source = plain(lines[place.line - 1].strip()) if place.line != shown_line else ""
+            shown, shown_line = shown if place.size <= 4 else f"{shown[:8]} …", place.line
             out().print(f"{result.org + place.offset:06x}  {shown:<12}  {source}", markup=False)
-        for problem in result.errors:
+        for problem in result.errors[:MOST_ERRORS]:
             err().print(plain(str(problem)), style="red", markup=False)
+        if len(result.errors) > MOST_ERRORS:
+            err().print(f"… and {len(result.errors) - MOST_ERRORS} more", style="red", markup=False)
         if result.status == "ok":
-            err().print(f"{len(result.code)} bytes", markup=False)
+            err().print(f"{len(result.code)} byte{'' if len(result.code) == 1 else 's'}", markup=False)
     if result.status == "unavailable":
         raise MissingError("not verified: Asar is not installed", "asm", "make setup, or put asar on the PATH")
     if result.status == "failed":
@@ -80,13 +89,21 @@ def disasm(
     length: Annotated[int, typer.Option("--length", min=0, help="How many bytes; 0 for all.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Disassemble along the flow of the code, following the register widths through REP, SEP, PHP and PLP."""
+    """Disassemble along the flow.
+
+    Register widths are followed through REP, SEP, PHP and PLP; what is not reached is data.
+    """
     from afs_mlx.snes.disassembler import disassemble
     from afs_mlx.snes.grammar import lorom_address
 
     if m not in (8, 16) or x not in (8, 16):
         raise UsageError("a register has 8 or 16 bits", "--m, --x", "write 8 or 16")
     start, data = address(org, "--org"), machine_code_of(code)
+    if not data:
+        raise UsageError("there are no bytes", "disasm", "give a file that holds some, or hexadecimal digits")
+    if rom and len(data) % 1024 == COPIER_HEADER_BYTES:
+        notice(f"skipping a copier's header of {COPIER_HEADER_BYTES} bytes")
+        data = data[COPIER_HEADER_BYTES:]
     if rom:
         if not lorom_address(start):
             raise UsageError(f"${start:06X} is not a LoROM address", "--org", "take $8000-$FFFF of a bank")

@@ -7,7 +7,15 @@ import typer
 
 from afs_mlx.cli.options import AsJson
 from afs_mlx.cli.render.console import emit_json, plain
-from afs_mlx.cli.snes.arguments import EntryOption, SeedOption, declared_entry, live_names, spans, text_of
+from afs_mlx.cli.snes.arguments import (
+    EntryOption,
+    SeedOption,
+    declared_entry,
+    live_names,
+    only_one_from_stdin,
+    spans,
+    text_of,
+)
 from afs_mlx.core.errors import ExitCode, MissingError
 
 
@@ -40,14 +48,16 @@ def equal(
     seed: SeedOption = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Whether a routine does what another does, found by running both from many states.
+    """Whether a routine does what another does.
 
-    Compared are how they end, S, D, DBR, the modes, what is live, port accesses in order, and all memory but the dead
-    bytes below S. Exit code 0: equal (and cheaper, with --goal); 1: not, or not verifiable; 3: Asar is missing.
+    Both are run from many states. Compared are how they end, S, D, the banks, the modes, what is live, port accesses
+    in order, and all memory but the dead bytes below S. Exit code 0: equal (and cheaper, with --goal); 1: not, or not
+    verifiable; 3: Asar is missing.
     """
     from afs_mlx.cli.render import snes as render
     from afs_mlx.snes.equivalence.judging import judge
 
+    only_one_from_stdin((reference, candidate))
     judgement = judge(
         text_of(reference),
         text_of(candidate),

@@ -8,7 +8,7 @@ import typer
 
 from afs_mlx.cli.options import AsJson
 from afs_mlx.cli.render.console import emit_json, out, plain
-from afs_mlx.cli.snes.arguments import address, text_of
+from afs_mlx.cli.snes.arguments import address, file_text
 from afs_mlx.core.errors import AfsError, ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -22,9 +22,10 @@ def register(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Look a register up by name or address, or check what a text says of registers.
+    """Look a register up, or check what a text says.
 
-    --check exits with 1 when a claim is wrong or names a register that does not exist.
+    By name or address; names are those of the SNES development wiki and their aliases. --check exits with 1 when a
+    claim is wrong or names a register that does not exist.
     """
     if bool(name) == bool(check):
         raise UsageError(
@@ -77,7 +78,7 @@ def _json(one: "Register") -> dict[str, Any]:
 def _check(source: str, as_json: bool) -> None:
     from afs_mlx.snes.registers.claims import claims
 
-    found = claims(text_of(source))
+    found = claims(file_text(source))
     bad = [claim for claim in found if claim.verdict != "right"]
     if as_json:
         emit_json(
@@ -97,7 +98,10 @@ def _check(source: str, as_json: bool) -> None:
     else:
         for claim in bad:
             out().print(plain(claim.message()), markup=False)
-        out().print(f"{len(found) - len(bad)} of {len(found)} claims are right", markup=False)
+        said = (
+            f"{len(found) - len(bad)} of {len(found)} claims are right" if found else "no claims about registers found"
+        )
+        out().print(said, markup=False)
     if bad:
         raise typer.Exit(ExitCode.ERROR)
 
@@ -109,7 +113,10 @@ def verify(
     first: Annotated[int, typer.Option("--first", min=0, help="How many differences to show.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Run the 65816 core against single-step vectors: state, cycles and bus order. Exit code 1 on any difference."""
+    """Run the core against single-step vectors.
+
+    State, cycles and bus order of every case. Exit code 1 on any difference.
+    """
     from afs_mlx.cli.render.progress import count_progress
     from afs_mlx.snes.vectors import verify as run_vectors
 

@@ -15,7 +15,8 @@ from afs_mlx.cli.snes.arguments import (
     SeedOption,
     address,
     declared_entry,
-    machine_code_of,
+    hex_bytes,
+    only_one_from_stdin,
     text_of,
 )
 from afs_mlx.core.errors import AfsError, MissingError, UsageError, problems
@@ -72,10 +73,11 @@ def run(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Execute a routine once and show what it did: registers, memory, ports in order, cycles and master clocks.
+    """Execute a routine once.
 
-    It is entered as called by JSR and JSL and ends where it returns, falls off its end or leaves. Memory is a LoROM
-    board. Clocks leave out DRAM refresh; the screen, sound, DMA and interrupts are not modelled.
+    Shows registers, memory, ports in order, cycles and master clocks. A routine that ends with a return is entered as
+    called; the run ends where it returns, falls off its end or leaves, and exits with 0 however it ends. Memory is a
+    LoROM board. Clocks leave out DRAM refresh; the screen, sound, DMA and interrupts are not modelled.
     """
     from afs_mlx.cli.render import snes as render
     from afs_mlx.snes.execution.board import Board
@@ -84,6 +86,8 @@ def run(
     routine = routine_of(code, org)
     declared = entry_state(routine, declared_entry(entry))
     start = poked(_start(declared, seed), poke or [])
+    at_org = start.state._replace(pc=routine.org & 0xFFFF, pbr=routine.org >> 16)
+    start = replace(start, state=at_org)
     board = Board(routine)
     board.stop_at(address(at, "--break") for at in breaks or [])
     tracer = Tracer(board)
@@ -97,20 +101,19 @@ def run(
             render.trace_line(step)
     notes = render.noted(sorted(board.notes), routine)
     if as_json:
-        emit_json(render.run_json(routine, start, tracer.outcome, notes, steps if trace else None))
+        emit_json(render.run_json(board, start, tracer.outcome, notes, steps if trace else None))
         return
     for note in notes:
         notice(str(note))
-    render.run_result(routine, start, tracer.outcome)
+    render.run_result(board, start, tracer.outcome)
 
 
 def entry_state(routine: "Routine", declared: Mapping[str, int]) -> "EntryState":
     """The state to enter in: the first of the widths that fit, 8 bits where none does."""
-    from afs_mlx.schema.optimisation import EntryState
-    from afs_mlx.snes.equivalence.widths import entry_states
+    from afs_mlx.snes.equivalence.widths import as_8_bit, entry_states
 
     fitting = entry_states(routine, declared)
-    return fitting[0] if fitting else EntryState.model_validate({"m": 8, "x": 8, **declared})
+    return fitting[0] if fitting else as_8_bit(declared)
 
 
 def _start(declared: "EntryState", seed: int | None) -> "Entry":
@@ -139,7 +142,7 @@ def poked(entry: "Entry", pokes: list[str]) -> "Entry":
         if not sign:
             raise UsageError(f"{poke!r} is not ADDRESS=BYTES", "--poke", "write for example --poke 7E0010=0A1B")
         at = address(place, "--poke")
-        for distance, value in enumerate(machine_code_of(values.strip() or "?")):
+        for distance, value in enumerate(hex_bytes(values, "--poke")):
             found = block_of(at + distance & 0xFFFFFF)
             if found is None:
                 raise UsageError(f"${at + distance:06X} is no RAM", "--poke", "take an address in WRAM or save RAM")
@@ -156,15 +159,19 @@ def cost(
     fast: Annotated[bool, typer.Option("--fast", help="FastROM: banks $80-$FF take 6 clocks.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bytes, cycles and master clocks of routines: median, least and most over many states."""
+    """Bytes, cycles and clocks of routines.
+
+    Cycles and master clocks are the median, the least and the most over many states.
+    """
     from afs_mlx.cli.render import snes as render
     from afs_mlx.snes.equivalence.checker import Checker, Contract
 
+    only_one_from_stdin(codes)
     rows: list[dict[str, Any]] = []
     for code in codes:
         routine = routine_of(code, org)
         entries = entries_of(routine, declared_entry(entry))
-        checker = Checker(routine, Contract(entries, live=()), states, seed, fast)
+        checker = Checker(routine, Contract(entries, live=()), states, seed, fast, exactly=True)
         if checker.problem or checker.cost is None:
             raise AfsError(checker.problem or "there is nothing to measure", code[:60], "declare more with --entry")
         for note in render.noted(checker.notes, routine):

@@ -93,7 +93,9 @@ class Checker:
     seed: int = 0
     fast: bool = False
     """Whether code in banks $80-$FF runs from FastROM."""
-    runs: list[Run] = field(init=False, default_factory=list)
+    exactly: bool = False
+    """No more states than asked for, also where the reference has many constants."""
+    runs: list[Run] = field(init=False, default_factory=list, repr=False)
     live: tuple[Live, ...] = field(init=False, default=())
     notes: tuple[Note, ...] = field(init=False, default=())
     problem: str = field(init=False, default="")
@@ -122,8 +124,8 @@ class Checker:
 
     def _run_all(self) -> Iterator[Run]:
         spent_cycles = 0
-        more = _states_for(self.routine.constants) - self.states // len(KINDS)
-        for index in range(self.states + max(0, more)):
+        more = 0 if self.exactly else _states_for(self.routine.constants) - self.states // len(KINDS)
+        for index in range(self.states + min(self.states, max(0, more))):
             run = self._run(index, self.routine.constants if index >= self.states else ())
             yield run
             spent_cycles += run[2].cycles
@@ -142,7 +144,7 @@ class Checker:
         """The runs of the reference, and some more from states made of constants that only the candidate has."""
         yield from self.runs
         if new := set(candidate.constants) - set(self.routine.constants):
-            for index in range(max(EXTRA_STATES, _states_for(new))):
+            for index in range(min(self.states, max(EXTRA_STATES, _states_for(new)))):
                 run = self._run(index, tuple(sorted(new)))
                 if self._can_be_judged(run[2]):
                     yield run
@@ -172,7 +174,7 @@ class Checker:
         """Run the candidate from the same states until one shows a difference."""
         if self.problem:
             return Report("not verifiable", self.problem, len(self.runs), self.live)
-        board = Board(candidate, self.fast, self.routine.entered_by)
+        board = Board(candidate, self.fast, self.routine.entered_by, len(self.routine.code))
         judged: list[tuple[Entry, Outcome, Outcome]] = []
         doubtful: list[tuple[EntryState, Entry, Outcome, Difference]] = []
         spent_cycles = 0
@@ -208,15 +210,10 @@ class Checker:
         )
 
     def _may_be_an_accident(self, got: Outcome) -> bool:
-        """Whether a run that came back went astray as the reference does in other states.
-
-        Or read its own bytes where the reference has ROM: there is no telling what lies behind it.
-        """
+        """Whether a run that came back went astray as the reference does in other states."""
         if not got.returned:
             return False
-        if got.read_itself_at is not None:
-            return self._reads_itself or got.read_itself_at >= len(self.routine.code)
-        return self._strays and bool(got.at_ports)
+        return (self._reads_itself and got.read_itself) or (self._strays and bool(got.at_ports))
 
     def _difference(self, entry: Entry, expected: Outcome, got: Outcome) -> Difference | None:
         return first_difference(entry, expected, got, self.live, self.contract.scratch)

@@ -16,6 +16,9 @@ _FLAGS = {"c": CARRY, "z": ZERO, "n": NEGATIVE, "v": OVERFLOW}
 _MODES = {"m": M8, "x": X8, "decimal": DECIMAL, "irq-disable": IRQ_DISABLE}
 
 
+ENDING = "how it ends"
+
+
 @dataclass(frozen=True)
 class Difference:
     """The first thing in which two runs differ: where, what the reference has there and what the candidate has."""
@@ -25,6 +28,8 @@ class Difference:
     got: str
 
     def __str__(self) -> str:
+        if self.where == ENDING:
+            return f"the reference {self.expected}, the candidate {self.got}"
         return f"{self.where}: {self.expected} expected, {self.got} found"
 
 
@@ -36,13 +41,13 @@ def first_difference(
     Dead are the bytes below the final stack pointer and the `scratch` spans.
     """
     if expected.stop != got.stop:
-        return Difference("how it ends", expected.stop, got.stop)
+        return Difference(ENDING, expected.stop, got.stop)
     return (
         _in_machine_state(expected.state, got.state)
         or _in_live(expected.state, got.state, live)
         or _in_events(expected.events, got.events)
-        or (Difference("memory when DMA starts", "as it was then", "other memory") if expected.dma != got.dma else None)
-        or _in_memory(entry, expected, got, scratch)
+        or _in_dma(entry, expected, got, scratch)
+        or _in_memory(entry, expected.ram, got.ram, _dead(entry, expected.state.s), scratch)
     )
 
 
@@ -106,23 +111,35 @@ def _event(events: tuple[PortEvent, ...], place: int) -> str:
     return f"{'write' if kind == 'w' else 'read'} ${value:02X} {'to' if kind == 'w' else 'from'} ${address:04X}"
 
 
-def _in_memory(entry: Entry, expected: Outcome, got: Outcome, scratch: tuple[Span, ...]) -> Difference | None:
-    dead_last = expected.state.s
-    dead_first = max(dead_last - STACK_BYTES - max(0, dead_last - entry.state.s), 0)
-    for number in sorted(expected.ram.keys() | got.ram.keys()):
-        one = expected.ram.get(number, entry.ram[number])
-        other = got.ram.get(number, entry.ram[number])
+def _dead(entry: Entry, s: int) -> range:
+    """What the routine pushed and has pulled again, at a stack pointer."""
+    return range(max(min(s, entry.state.s) - STACK_BYTES, 0), s + 1)
+
+
+def _in_dma(entry: Entry, expected: Outcome, got: Outcome, scratch: tuple[Span, ...]) -> Difference | None:
+    """The transfers read memory as it is when they start; what is on the stack then is no concern of theirs."""
+    dead = _dead(entry, entry.state.s)
+    for one, other in zip(expected.dma, got.dma, strict=True):  # as often as the port was written, which is compared
+        if found := _in_memory(entry, one, other, dead, scratch):
+            return Difference(f"{found.where} when DMA starts", found.expected, found.got)
+    return None
+
+
+def _in_memory(
+    entry: Entry, expected: dict[int, bytes], got: dict[int, bytes], dead: range, scratch: tuple[Span, ...]
+) -> Difference | None:
+    for number in sorted(expected.keys() | got.keys()):
+        one = expected.get(number, entry.ram[number])
+        other = got.get(number, entry.ram[number])
         if one == other:
             continue
         for offset in range(BLOCK_BYTES):
-            if one[offset] == other[offset] or (number == 0 and dead_first <= offset <= dead_last):
+            if one[offset] == other[offset] or (number == 0 and offset in dead):
                 continue
             address = address_of(number, offset)
             if not any(first <= address <= last for first, last in scratch):
                 before = entry.ram[number][offset]
-                return Difference(
-                    f"${address:06X}", _byte(one[offset], before), _byte(other[offset], before),
-                )  # fmt: skip
+                return Difference(f"${address:06X}", _byte(one[offset], before), _byte(other[offset], before))
     return None
 
 

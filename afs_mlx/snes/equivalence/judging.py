@@ -9,6 +9,7 @@ from afs_mlx.snes.asar import Assembly, assemble
 from afs_mlx.snes.equivalence.checker import STATES, Checker, Contract, Report
 from afs_mlx.snes.equivalence.comparison import Span
 from afs_mlx.snes.equivalence.widths import entry_states
+from afs_mlx.snes.execution.entries import span_of
 from afs_mlx.snes.execution.routine import Routine
 from afs_mlx.snes.grammar import Problem
 
@@ -60,5 +61,6 @@ def judge(
     if not entries:
         why = "the reference runs as written under no widths of A and X/Y; declare m and x"
         return Judgement("not verifiable", why, first, second)
-    report = Checker(routine, Contract(entries, live, scratch), states, seed).check(Routine.of(second))
+    spans = tuple(span for first_, last in scratch if (span := span_of(first_, last)))
+    report = Checker(routine, Contract(entries, live, spans), states, seed).check(Routine.of(second))
     return Judgement(report.verdict, report.why, first, second, entries, report)

@@ -16,13 +16,19 @@ def entry_states(routine: Routine, declared: Mapping[str, int]) -> tuple[EntrySt
     """Every entry state with the declared keys under which the routine runs as it was written.
 
     A declared width is taken as it is. For one that is not, 8 and 16 bits are tried: a width under which an immediate
-    is executed with another length than it was assembled with, or nothing comes back, is not meant. Empty when none is
-    left.
+    is executed with another length than it was assembled with is not meant, nor one under which nothing comes back
+    where another does. Empty when none is left.
     """
     states = list(_combinations(declared))
     if len(states) == 1:
         return tuple(states)
-    return tuple(state for state in states if _runs_as_written(routine, state))
+    as_written = [state for state in states if not _board(routine, state).notes]
+    return tuple(state for state in as_written if _comes_back(routine, state)) or tuple(as_written)
+
+
+def as_8_bit(declared: Mapping[str, int]) -> EntryState:
+    """The declared state with 8 bits for each width that is not declared."""
+    return EntryState.model_validate({"m": 8, "x": 8, **declared})
 
 
 def _combinations(declared: Mapping[str, int]) -> Iterator[EntryState]:
@@ -32,7 +38,14 @@ def _combinations(declared: Mapping[str, int]) -> Iterator[EntryState]:
         yield EntryState.model_validate({**declared, "m": m, "x": x})
 
 
-def _runs_as_written(routine: Routine, state: EntryState) -> bool:
+def _board(routine: Routine, state: EntryState) -> Board:
+    """A board on which the routine has run a few times."""
     board = Board(routine)
-    returned = sum(board.execute(draw(state, index, 0), _BUDGET).returned for index in range(TRIES))
-    return not board.notes and 2 * returned >= TRIES
+    for index in range(TRIES):
+        board.execute(draw(state, index, 0), _BUDGET)
+    return board
+
+
+def _comes_back(routine: Routine, state: EntryState) -> bool:
+    board = Board(routine)
+    return 2 * sum(board.execute(draw(state, index, 0), _BUDGET).returned for index in range(TRIES)) >= TRIES

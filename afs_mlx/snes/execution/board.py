@@ -7,16 +7,15 @@ first written, so a run costs what it touches.
 
 import random
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from zlib import crc32
 
 from afs_mlx.snes.cpu.control import Stopped
 from afs_mlx.snes.cpu.core import Cpu, Fetched
 from afs_mlx.snes.cpu.memory import BLOCK_BITS, BLOCK_BYTES, lorom
 from afs_mlx.snes.cpu.opcodes import OPCODES
 from afs_mlx.snes.cpu.state import State
-from afs_mlx.snes.execution.entries import RAM_BLOCKS, STACK_BYTES, Entry
+from afs_mlx.snes.execution.entries import RAM_BLOCKS, Entry
 from afs_mlx.snes.execution.ports import PortEvent, Ports, is_port
 from afs_mlx.snes.execution.routine import ROM_BYTES, EnteredBy, Routine, rom_offset
 
@@ -24,7 +23,7 @@ SRAM_BYTES = 32 * 1024
 # In the low half of a bank no ROM lies, so no routine either; where in it differs from run to run.
 RETURN_FIRST, RETURN_PLACES = 0x6000, 0x1F00
 SURROUNDINGS = 4  # ROMs around the routine, told apart by the run
-MDMAEN = 0x420B
+MDMAEN, HDMAEN = 0x420B, 0x420C
 _OFFSET = BLOCK_BYTES - 1
 
 
@@ -32,25 +31,20 @@ _OFFSET = BLOCK_BYTES - 1
 class Outcome:
     """One run. `stop` is a verb phrase, the same for two runs that end alike; `ram` has the blocks that were written.
 
-    `at_ports` are the instructions that reached a port, each told by the address after it. `read_itself_at` is the
-    lowest offset at which bytes of the routine, or just behind its table, were read that are not its data. `dma` has a
-    checksum of memory for each time that DMA was started: it reads what is there then.
+    `at_ports` are the instructions that reached a port, each told by the address after it. `read_itself` is set when
+    bytes of the routine, or just behind its table, were read that are not its data. `dma` has the
+    blocks that had been written each time that DMA was started: it reads what is there then.
     """
 
     stop: str
     state: State
-    ram: dict[int, bytes]
+    ram: dict[int, bytes] = field(repr=False)
     events: tuple[PortEvent, ...]
     cycles: int
     clocks: int
     at_ports: frozenset[int]
-    read_itself_at: int | None
-    dma: tuple[int, ...] = ()
-
-    @property
-    def read_itself(self) -> bool:
-        """Whether it read bytes that another routine would not have there."""
-        return self.read_itself_at is not None
+    read_itself: bool
+    dma: tuple[dict[int, bytes], ...] = field(default=(), repr=False)
 
     @property
     def returned(self) -> bool:
@@ -63,6 +57,8 @@ RETURNS_LONG = "returns long"
 FALLS_OFF = "falls off its end"
 RETURNS_UNCALLED = "returns, though nothing has called it"
 ENDLESS = "does not return within its budget"
+BREAKPOINT = "stops at a breakpoint"
+_SAID = {"budget": ENDLESS, "breakpoint": BREAKPOINT, "stp": "stops at stp", "wai": "waits at wai"}
 
 
 @dataclass(frozen=True, order=True)
@@ -82,12 +78,23 @@ def _surroundings(number: int) -> bytes:
 class Board(Cpu):
     """A chip on a board with one routine in its ROM."""
 
-    def __init__(self, routine: Routine, fast: bool = False, entered_by: EnteredBy | None = None) -> None:
-        """`entered_by` None: as the routine itself wants it. `fast`: banks $80-$FF run from FastROM."""
+    def __init__(
+        self,
+        routine: Routine,
+        fast: bool = False,
+        entered_by: EnteredBy | None = None,
+        readable_bytes: int | None = None,
+    ) -> None:
+        """`entered_by` None: as the routine itself wants it. `fast`: banks $80-$FF run from FastROM.
+
+        Of instructions behind `readable_bytes`, those of the routine it is held against, data reads see what lies
+        behind that one.
+        """
         memory = lorom(b"", fast=fast, sram_bytes=SRAM_BYTES)
         super().__init__(memory, self._read_elsewhere, self._write_elsewhere)
         self.routine = routine
         self._entered_by = entered_by or routine.entered_by
+        self._readable_bytes = len(routine.code) if readable_bytes is None else readable_bytes
         self.notes: set[Note] = set()
         self._has_data = any(routine.data)
         self._around = b""
@@ -99,10 +106,13 @@ class Board(Cpu):
         self._dirty: dict[int, bytearray] = {}
         self._ports = Ports(0)
         self._at_ports: set[int] = set()
-        self._read_itself: int | None = None
-        self._dma: list[int] = []
+        self._reads_itself = False
+        self._is_fetching = False
+        self._dma: list[dict[int, bytes]] = []
         self._return = (0, 0)
         self._entry_s = 0
+        self.frame: tuple[tuple[int, int], ...] = ()
+        """What the caller left above S: addresses in bank 0 and bytes."""
 
     def _lay_out(self) -> None:
         """Find RAM's mirrors; take everything off the board, for what is read comes when it is read."""
@@ -120,13 +130,23 @@ class Board(Cpu):
     def execute(self, entry: Entry, budget: int) -> Outcome:
         """Enter the routine and run until it ends or `budget` instructions are done."""
         self.enter(entry)
-        return self.outcome(self.run(budget))
+        stop = self.run(budget)
+        return self.outcome(self.ended_as(stop))
+
+    def ended_as(self, stop: str) -> str:
+        """Why a run ended: one whose budget is used up may stand at its end."""
+        if stop == "budget":
+            try:
+                self.arrive(self.pbr << 16 | self.pc)
+            except Stopped as stopped:
+                return str(stopped.args[0])
+        return _SAID.get(stop, stop)
 
     def enter(self, entry: Entry) -> None:
         """Stand before the first instruction, called from elsewhere."""
         self._ports = Ports(entry.port_seed, entry.port_words)
         self._at_ports = set()
-        self._read_itself = None
+        self._reads_itself = False
         self._dma = []
         self._around = _surroundings(entry.port_seed % SURROUNDINGS)
         self._load_ram(entry.ram)
@@ -139,14 +159,14 @@ class Board(Cpu):
     def outcome(self, stop: str) -> Outcome:
         """What the run since `enter` left behind."""
         return Outcome(
-            stop=ENDLESS if stop == "budget" else stop,
+            stop=stop,
             state=self.state,
             ram={number: bytes(block) for number, block in self._dirty.items()},
             events=tuple(self._ports.log),
             cycles=self.cycles,
             clocks=self.clocks,
             at_ports=frozenset(self._at_ports),
-            read_itself_at=self._read_itself,
+            read_itself=self._reads_itself,
             dma=tuple(self._dma),
         )
 
@@ -180,9 +200,9 @@ class Board(Cpu):
         bank = 0x2A if state.pbr != 0x2A else 0x2B
         low, high, last = offset & 0xFF, offset >> 8, offset - 1
         frames = {"call": [last & 0xFF, last >> 8, bank], "interrupt": [state.p, low, high, bank], "falling in": []}
-        frame = frames[self._entered_by]
-        for place, value in enumerate(frame, start=1):
-            self.write(state.s + place & 0xFFFF, value)
+        self.frame = tuple((state.s + place & 0xFFFF, value) for place, value in enumerate(frames[self._entered_by], 1))
+        for address, value in self.frame:
+            self.write(address, value)
         self._return = (state.pbr << 16 | offset, bank << 16 | offset)
 
     # ---- fetching ----------------------------------------------------------------------------------------------
@@ -199,22 +219,22 @@ class Board(Cpu):
                 raise Stopped(RETURNS_UNCALLED)
             raise Stopped(f"leaves to ${address:06X}")
         if address in self.breakpoints:
-            raise Stopped("breakpoint")
+            raise Stopped(BREAKPOINT)
         self._note(offset)
         return self.fetch_instruction(address)
 
     def fetch_instruction(self, address: int) -> Fetched:
         """As the chip does; fetching is no reading of data."""
-        read_itself = self._read_itself
+        self._is_fetching = True
         fetched = super().fetch_instruction(address)
-        self._read_itself = read_itself
+        self._is_fetching = False
         return fetched
 
     def fetch(self) -> int:
         """The last byte of an operand that is fetched late."""
-        read_itself = self._read_itself
+        self._is_fetching = True
         value = super().fetch()
-        self._read_itself = read_itself
+        self._is_fetching = False
         return value
 
     def _cannot_change(self, address: int) -> bool:
@@ -252,16 +272,15 @@ class Board(Cpu):
             return address >> 8 & 0xFF  # open bus: what such an access leaves there, mostly
         offset = self.routine.offset_of(address)
         if 0 <= offset < len(self.routine.code):
-            if not self.routine.data[offset]:
-                self._reads_itself_at(offset)
-            return self.routine.code[offset]
+            if self.routine.data[offset] or self._is_fetching or offset < self._readable_bytes:
+                if not self.routine.data[offset] and not self._is_fetching:
+                    self._reads_itself = True
+                return self.routine.code[offset]
+            return self._around[rom_offset(address)]
         if self._has_data and offset >= 0:
             # An index that leaves the routine's own table: in another routine the table lies elsewhere.
-            self._reads_itself_at(offset)
+            self._reads_itself |= not self._is_fetching
         return self._around[rom_offset(address)]
-
-    def _reads_itself_at(self, offset: int) -> None:
-        self._read_itself = offset if self._read_itself is None else min(offset, self._read_itself)
 
     def _write_elsewhere(self, address: int, value: int) -> None:
         number = self._ram_at.get(address >> BLOCK_BITS)
@@ -274,21 +293,8 @@ class Board(Cpu):
         elif is_port(address):
             self._at_ports.add(self.pbr << 16 | self.pc)
             self._ports.write(address & 0xFFFF, value, self.cycles)
-            if address & 0xFFFF == MDMAEN and value:
-                self._dma.append(self._checksum())
-
-    def _checksum(self) -> int:
-        """Of all RAM that has changed, but for the dead bytes below S."""
-        sum_so_far = 0
-        for number, block in sorted(self._dirty.items()):
-            seen = bytearray(block)
-            before = bytearray(self._ram[number])
-            if number == 0:
-                dead = slice(max(0, self.s - STACK_BYTES), self.s + 1)
-                seen[dead] = before[dead]
-            if seen != before:
-                sum_so_far = crc32(seen, crc32(bytes((number,)), sum_so_far))
-        return sum_so_far
+            if address & 0xFFFF in (MDMAEN, HDMAEN) and value:
+                self._dma.append({number: bytes(block) for number, block in self._dirty.items()})
 
 
 def _every_eighth(places: list[int]) -> list[slice]:

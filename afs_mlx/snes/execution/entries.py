@@ -6,7 +6,7 @@ neighbours, without which `cmp #$0258` would never be met.
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ class Entry:
     """
 
     state: State
-    ram: tuple[bytes, ...]
+    ram: tuple[bytes, ...] = field(repr=False)
     port_seed: int
     port_words: tuple[int, ...] = ()
 
@@ -85,9 +85,13 @@ def _memory(kind: str, index: int, seed: int) -> _Memory:
 
 @lru_cache(maxsize=256)
 def _memory_of(words: tuple[int, ...], index: int, seed: int) -> _Memory:
-    """RAM full of the words, at even or at odd addresses."""
+    """RAM full of the words, at even or at odd addresses, or of their bytes."""
     rng = random.Random(f"constants {seed}/{index}")
-    block = b"".join(word.to_bytes(2, "little") for word in rng.choices(words, k=BLOCK_BYTES // 2))
+    if rng.randrange(3) == 0:
+        found = sorted({byte for word in words for byte in word.to_bytes(2, "little")})
+        block = bytes(rng.choices(found, k=BLOCK_BYTES))
+    else:
+        block = b"".join(word.to_bytes(2, "little") for word in rng.choices(words, k=BLOCK_BYTES // 2))
     shift = rng.randrange(2)
     return _Memory(words, (block[shift:] + block[:shift],) * RAM_BLOCKS)
 
@@ -178,3 +182,9 @@ def block_of(address: int) -> tuple[int, int] | None:
     if bank & 0x7F >= 0x70 and offset < 0x8000:
         return _WRAM_BLOCKS + (offset >> BLOCK_BITS), offset & BLOCK_BYTES - 1
     return None
+
+
+def span_of(first: int, last: int) -> tuple[int, int] | None:
+    """A stretch of RAM by the addresses of `address_of`; None when it is none, or runs backwards."""
+    places = [address_of(*place) for address in (first, last) if (place := block_of(address))]
+    return (places[0], places[1]) if len(places) == 2 and places[0] <= places[1] else None

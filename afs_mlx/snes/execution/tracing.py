@@ -36,7 +36,7 @@ class Tracer:
     @property
     def outcome(self) -> Outcome:
         """What the steps taken so far left behind, and why there are no more."""
-        return self._board.outcome(self._stop)
+        return self._board.outcome(self._board.ended_as(self._stop))
 
     def steps(self, entry: Entry, budget: int) -> Iterator[Step]:
         """Every instruction after it was executed, at most `budget`."""
@@ -75,4 +75,6 @@ class Tracer:
 
 
 def _text(opcode: Opcode, operand: int, size_bytes: int, target: int | None) -> str:
-    return text_of(opcode, operand, size_bytes, None if target is None else f"${target & 0xFFFF:04x}")
+    digits = 6 if opcode.mode == "al" else 4
+    place = None if target is None else f"${target & (1 << 4 * digits) - 1:0{digits}x}"
+    return text_of(opcode, operand, size_bytes, place)
