@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
-from afs_mlx.snes.cpu import control, implied, modifies, reads
+from afs_mlx.snes.cpu import control, flags, modifies, reads, stack, transfers
 from afs_mlx.snes.cpu.addressing import MODES, Mode
 from afs_mlx.snes.cpu.modifies import Change
 from afs_mlx.snes.cpu.opcodes import OPCODES, Opcode
@@ -36,10 +36,10 @@ MODIFIES = {
     "ror": modifies.ror, "trb": modifies.trb, "tsb": modifies.tsb,
 }  # fmt: skip
 SIZED = {
-    "dex": implied.dex, "dey": implied.dey, "inx": implied.inx, "iny": implied.iny, "pha": implied.pha,
-    "phx": implied.phx, "phy": implied.phy, "pla": implied.pla, "plx": implied.plx, "ply": implied.ply,
-    "tax": implied.tax, "tay": implied.tay, "tsx": implied.tsx, "txa": implied.txa, "txy": implied.txy,
-    "tya": implied.tya, "tyx": implied.tyx,
+    "dex": transfers.dex, "dey": transfers.dey, "inx": transfers.inx, "iny": transfers.iny, "pha": stack.pha,
+    "phx": stack.phx, "phy": stack.phy, "pla": stack.pla, "plx": stack.plx, "ply": stack.ply,
+    "tax": transfers.tax, "tay": transfers.tay, "tsx": transfers.tsx, "txa": transfers.txa, "txy": transfers.txy,
+    "tya": transfers.tya, "tyx": transfers.tyx,
 }  # fmt: skip
 INDEX_WIDTH = frozenset(
     "cpx cpy ldx ldy stx sty dex dey inx iny phx phy plx ply tax tay tsx txy tyx".split()  # noqa: SIM905
@@ -83,7 +83,8 @@ def _bound(opcode: Opcode, width: Width) -> Execute:
     jump = INDIRECT_JUMPS.get((name, mode))
     if jump is not None:
         return jump
-    execute: Execute = getattr(control, name, None) or getattr(implied, name)
+    home = next(module for module in (control, flags, stack, transfers) if hasattr(module, name))
+    execute: Execute = getattr(home, name)
     return execute
 
 

@@ -1,6 +1,12 @@
 """The two widths of an operation: flag m sets the accumulator's, flag x the index registers'."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from afs_mlx.snes.cpu.core import Cpu
 
 
 @dataclass(frozen=True)
@@ -15,3 +21,9 @@ class Width:
 
 BYTE = Width(8, 0xFF, 0x80, 0xFF00)
 WORD = Width(16, 0xFFFF, 0x8000, 0)
+
+
+def set_nz(cpu: Cpu, value: int, width: Width) -> None:
+    """N and Z from a value of a width."""
+    cpu.n = value >= width.sign
+    cpu.z = value == 0
