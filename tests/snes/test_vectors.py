@@ -225,10 +225,22 @@ def test_a_bad_file_ends_the_run_with_its_name(tmp_path: Path) -> None:
 
 def test_a_folder_without_vectors(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("none here", encoding="utf-8")
-    for folder in (tmp_path, tmp_path / "gone"):
-        with pytest.raises(MissingError, match=r"no vector files \(\*\.json\)") as raised:
+    for folder, message in ((tmp_path, r"no vector files \(\*\.json\)"), (tmp_path / "gone", "no such folder")):
+        with pytest.raises(MissingError, match=message) as raised:
             verify(folder)
         assert raised.value.where == str(folder)
+
+
+def test_files_without_a_case_prove_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "00.n.json", [])
+    with pytest.raises(MissingError, match="no cases"):
+        verify(tmp_path)
+
+
+def test_one_file_can_be_verified(tmp_path: Path) -> None:
+    result = verify(write(tmp_path / "00.n.json", [CASE, with_cycles(6)]))
+    assert (result.passed, result.total, result.files) == (1, 2, 1)
+    assert str(result.mismatches[0]) == "00.n.json case 1: cycles 6 expected, 5 performed"
 
 
 @pytest.mark.parametrize("text", [b"", b"[", b"[[1,]]", b"\xff\xfe\xfa", b"[" * 100_000, b"[" + b"9" * 5000 + b"]"])
