@@ -32,9 +32,11 @@ def as_8_bit(declared: Mapping[str, int]) -> EntryState:
 
 
 def _combinations(declared: Mapping[str, int]) -> Iterator[EntryState]:
-    emulation = declared.get("e") == 1
-    widths = {name: [declared[name]] if name in declared else [8] if emulation else [8, 16] for name in ("m", "x")}
-    for m, x in product(widths["m"], widths["x"]):
+    both = [8] if declared.get("e") == 1 else [8, 16]
+    wide_index = any(declared.get(name, 0) > 0xFF for name in ("x_value", "y"))
+    ms = [declared["m"]] if "m" in declared else both
+    xs = [declared["x"]] if "x" in declared else [16] if wide_index else both
+    for m, x in product(ms, xs):
         yield EntryState.model_validate({**declared, "m": m, "x": x})
 
 
