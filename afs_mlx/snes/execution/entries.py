@@ -87,11 +87,17 @@ def _memory(kind: str, index: int, seed: int) -> _Memory:
 def _memory_of(words: tuple[int, ...], index: int, seed: int) -> _Memory:
     """RAM full of the words, at even or at odd addresses, or of their bytes."""
     rng = random.Random(f"constants {seed}/{index}")
+    which = rng.randbytes(BLOCK_BYTES)
     if rng.randrange(3) == 0:
         found = sorted({byte for word in words for byte in word.to_bytes(2, "little")})
-        block = bytes(rng.choices(found, k=BLOCK_BYTES))
+        block = which.translate(bytes(found[value % len(found)] for value in range(256)))
     else:
-        block = b"".join(word.to_bytes(2, "little") for word in rng.choices(words, k=BLOCK_BYTES // 2))
+        filled = bytearray(BLOCK_BYTES)
+        for place in (0, 1):
+            filled[place::2] = which[::2].translate(
+                bytes(words[value % len(words)] >> 8 * place & 0xFF for value in range(256))
+            )
+        block = bytes(filled)
     shift = rng.randrange(2)
     return _Memory(words, (block[shift:] + block[:shift],) * RAM_BLOCKS)
 
