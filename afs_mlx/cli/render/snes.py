@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MEMORY_ROWS = 16
 MIN_COLUMNS = 80  # a pipe, or a terminal that does not say
-_WIDE = 100  # columns from which on the trace shows bytes and D, DBR
+_WIDE = 112  # columns from which on the trace shows bytes and D, DBR
 
 
 # ---- one run ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import typer
 from afs_mlx.core.errors import AfsError, UsageError, closest
 
 MAX_INPUT_BYTES = 4 << 20  # a LoROM image; texts are held to the grammar's own limit
+COPIER_HEADER_BYTES = 512  # before the image
 
 Code = Annotated[
     str,
@@ -34,6 +35,8 @@ def text_of(argument: str) -> str:
     """Assembly text from a file, standard input or the argument itself. Raises AfsError when it is none of these."""
     data = _bytes_of(argument)
     if data is None:
+        if not argument.strip():
+            raise UsageError("there is no code", "CODE", "name a file, - for standard input, or write the code itself")
         if not _looks_like_code(argument):
             raise UsageError(
                 "there is no such file", argument[:100], "check the path; code itself holds a space: 'lda #$00'"
@@ -58,7 +61,7 @@ def only_one_from_stdin(arguments: Sequence[str]) -> None:
 
 def machine_code_of(argument: str) -> bytes:
     """Machine code from a file, standard input or hexadecimal digits."""
-    data = _bytes_of(argument)
+    data = _bytes_of(argument, COPIER_HEADER_BYTES)
     if data is not None:
         return data
     return hex_bytes(argument, "CODE")
@@ -67,19 +70,19 @@ def machine_code_of(argument: str) -> bytes:
 def hex_bytes(text: str, where: str) -> bytes:
     """Bytes in hexadecimal digits, with or without spaces. Raises UsageError."""
     digits = re.sub(r"[\s,$]", "", text)
+    what = "neither a file nor hexadecimal bytes" if where == "CODE" else "not hexadecimal bytes"
     if not digits or re.fullmatch(r"([0-9A-Fa-f]{2})+", digits) is None:
-        raise UsageError(
-            f"{text[:40]!r} is neither a file nor hexadecimal bytes", where, "write for example 'a9 00 60'"
-        )
+        raise UsageError(f"{text[:40]!r} is {what}", where, "write for example 'a9 00 60'")
     return bytes.fromhex(digits)
 
 
-def _bytes_of(argument: str) -> bytes | None:
+def _bytes_of(argument: str, header_bytes: int = 0) -> bytes | None:
     """The bytes of a file or of standard input; None when the argument names no file."""
+    most = MAX_INPUT_BYTES + header_bytes
     if argument == "-":
         if sys.stdin is None or sys.stdin.closed:
             raise UsageError("there is no standard input", "-", "pipe the code in, or name a file")
-        return _limited(sys.stdin.buffer.read(MAX_INPUT_BYTES + 1), "standard input")
+        return _limited(sys.stdin.buffer.read(most + 1), most, "standard input")
     path = Path(argument)
     try:
         if not argument or not path.exists():
@@ -89,11 +92,11 @@ def _bytes_of(argument: str) -> bytes | None:
     except (OSError, ValueError):  # too long for a name, or a zero byte: it is code
         return None
     with path.open("rb") as file:
-        return _limited(file.read(MAX_INPUT_BYTES + 1), argument)
+        return _limited(file.read(most + 1), most, argument)
 
 
-def _limited(data: bytes, where: str) -> bytes:
-    if len(data) > MAX_INPUT_BYTES:
+def _limited(data: bytes, most: int, where: str) -> bytes:
+    if len(data) > most:
         raise UsageError(f"more than {MAX_INPUT_BYTES >> 20} MiB", where, "cut out the part that matters")
     return data
 

@@ -7,11 +7,18 @@ import typer
 
 from afs_mlx.cli.options import AsJson
 from afs_mlx.cli.render.console import emit_json, err, notice, out, plain
-from afs_mlx.cli.snes.arguments import Code, OrgOption, address, declared_entry, machine_code_of, text_of
+from afs_mlx.cli.snes.arguments import (
+    COPIER_HEADER_BYTES,
+    Code,
+    OrgOption,
+    address,
+    declared_entry,
+    machine_code_of,
+    text_of,
+)
 from afs_mlx.core.errors import ExitCode, MissingError, UsageError
 
 MOST_ERRORS = 20
-COPIER_HEADER_BYTES = 512
 
 
 def asm(

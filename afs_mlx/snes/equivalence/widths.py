@@ -27,17 +27,20 @@ def entry_states(routine: Routine, declared: Mapping[str, int]) -> tuple[EntrySt
 
 
 def as_8_bit(declared: Mapping[str, int]) -> EntryState:
-    """The declared state with 8 bits for each width that is not declared."""
-    return EntryState.model_validate({"m": 8, "x": 8, **declared})
+    """The declared state with 8 bits for each width that is not declared, 16 for an index that needs them."""
+    return EntryState.model_validate({"m": 8, "x": 16 if _has_wide_index(declared) else 8, **declared})
 
 
 def _combinations(declared: Mapping[str, int]) -> Iterator[EntryState]:
     both = [8] if declared.get("e") == 1 else [8, 16]
-    wide_index = any(declared.get(name, 0) > 0xFF for name in ("x_value", "y"))
     ms = [declared["m"]] if "m" in declared else both
-    xs = [declared["x"]] if "x" in declared else [16] if wide_index else both
+    xs = [declared["x"]] if "x" in declared else [16] if _has_wide_index(declared) else both
     for m, x in product(ms, xs):
         yield EntryState.model_validate({**declared, "m": m, "x": x})
+
+
+def _has_wide_index(declared: Mapping[str, int]) -> bool:
+    return any(declared.get(name, 0) > 0xFF for name in ("x_value", "y"))
 
 
 def _board(routine: Routine, state: EntryState) -> Board:
