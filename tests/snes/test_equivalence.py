@@ -401,7 +401,7 @@ def test_a_very_slow_candidate_that_is_wrong_differs() -> None:
         (" lda $10\n clc\n adc $11\n sta $12\n rts", E8, ("a", "b", "x", "y")),  # the carry is a by-product
         (" inc $10\n clc\n rts", E8, ("a", "b", "x", "y", "c")),  # set on purpose
         (" lda $10\n cmp #$05\n rts", E8, ("a", "b", "x", "y", "c", "z", "n")),
-        (" lda $10\n cmp #$05\n lda #$00\n rts", E8, ("b", "x", "y", "c")),
+        (" lda $10\n cmp #$05\n lda #$00\n rts", E8, ("a", "b", "x", "y", "c")),
         (" cpx #$05\n txa\n rts", E8, ("a", "b", "x", "y", "c")),
         (" lda $10\n asl\n tay\n rts", E8, ("a", "b", "x", "y")),
         (" rep #$20\n lda $10\n sta $12\n sep #$20\n rts", E8, ("a", "b", "x", "y", "c")),
@@ -508,16 +508,64 @@ def test_a_reference_that_proves_nothing(reference: str, why: str) -> None:
     assert not report.cheaper("cycles")
 
 
-def test_a_reference_that_seldom_leaves_is_judged_where_it_returns() -> None:
-    sometimes = " lda $10\n bmi +\n jmp $9000\n+ inc $11\n rts"
-    report = held(sometimes, " inc $11\n lda $10\n rts")
-    assert report.verdict == "equal"
-    assert STATES / 4 < report.states < STATES * 3 / 4
-    assert verdict(sometimes, " dec $11\n lda $10\n rts") == "differs"
+@pytest.mark.parametrize(
+    ("reference", "why"),
+    [
+        (" lda $10\n bmi +\n jmp $9000\n+ inc $11\n rts", "leaves to $009000"),
+        (" lda $10\n bmi far\n inc $11\n rts\nfar: jsr $9000\n rts", "leaves to $009000"),
+        (" lda $10\n bpl +\n jsl $809000\n+ inc $11\n rts", "leaves to $809000"),
+        (" lda $10\n cmp #$37\n bne +\n jmp $9000\n+ inc $11\n rts", "leaves to $009000"),
+        (" lda $10\n bpl +\n stp\n+ inc $11\n rts", "stops at stp"),
+        (" lda $10\n bpl +\n- bra -\n+ bvc +\n- bra -\n+ inc $11\n rts", "does not return within its budget"),
+    ],
+)
+def test_a_reference_that_also_ends_elsewhere_proves_nothing(reference: str, why: str) -> None:
+    report = checker(reference, states=512).check(routine(" inc $11\n lda $10\n rts"))
+    assert report.verdict == "not verifiable"
+    assert why in report.why
+
+
+def test_lines_that_no_state_leads_to_are_told() -> None:
+    dead = " sec\n lda $10\n bcs out\n inx\nout: rts"
+    report = checker(dead, states=512).check(routine(" sec\n lda $10\n rts"))
+    assert (report.verdict, report.unreached) == ("equal", (("reference", 4),))
+    assert "line 4 of the reference from none" in report.why
+    trap = " lda $10\n clc\n adc #$10\n cmp #$f4\n bne +\n adc #$0b\n cmp #$00\n bcs +\n stz $40\n+ rts"
+    report = checker(" lda $10\n rts", live=(), states=64).check(routine(trap))
+    assert (report.verdict, report.unreached[-1]) == ("equal", ("candidate", 9))
+    behind = " lda $10\n cmp #$05\n bne out\n lda $11\n cmp #$39\n bne out\n inc $20\nout: rts"
+    for seed in range(3):
+        found = Checker(routine(behind), Contract((E8,), ()), STATES, seed).check(routine(" rts"))
+        assert found.verdict == "differs", "it is led there"
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate"),
+    [
+        (" sta $4203\n nop\n nop\n nop\n nop\n lda $4216\n sta $10\n rts", " sta $4203\n lda $4216\n sta $10\n rts"),
+        ("wait: bit $4212\n bpl wait\n sta $2104\n rts", " sta $2104\n rts"),
+        ("- lda $4212\n and #$01\n bne -\n lda $4218\n sta $10\n rts", " lda $4218\n sta $10\n rts"),
+        (" sta $2140\n- cmp $2140\n bne -\n inc\n sta $2140\n rts", " sta $2140\n inc\n sta $2140\n rts"),
+    ],
+)
+def test_waiting_for_a_device_cannot_be_left_out(reference: str, candidate: str) -> None:
+    assert verdict(reference, candidate, live=(), states=256) == "differs"
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate"),
+    [
+        (" lda #$01\n rts", " rts"),
+        (" lda $10\n bpl ok\n sec\n rts\nok: asl\n sta $10\n rts", " lda $10\n bpl ok\n rts\nok: asl\n sta $10\n rts"),
+    ],
+)
+def test_what_callers_rely_on_is_not_missed(reference: str, candidate: str) -> None:
+    report = Checker(routine(reference), Contract((E8,)), STATES).check(routine(candidate))
+    assert report.verdict == "differs"
 
 
 def test_few_states_are_enough_only_when_few_were_asked_for() -> None:
-    seldom = " lda $10\n cmp #$ff\n beq +\n jmp $9000\n+ rts"
+    seldom = " lda $10\n cmp #$ff\n beq +\n- bra -\n+ rts"
     assert checker(seldom, states=60).problem
     assert held(" rts", " nop\n rts", states=LEAST_STATES).states == LEAST_STATES
     assert held(" rts", " nop\n rts", states=3).states == 3

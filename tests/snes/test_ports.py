@@ -114,11 +114,24 @@ def test_a_moving_read_moves_its_device_and_a_still_one_nothing() -> None:
     )
 
 
-def test_only_reads_with_an_effect_are_logged() -> None:
+def test_reads_with_an_effect_and_waits_are_logged() -> None:
     assert frozenset((*READS_WITH_EFFECT, 0x4210, 0x4211)) == READ_CHANGES
     ports = Ports(1)
     values = {address: ports.read(address, 0) for address in range(0x2000, 0x6000)}
-    assert ports.log == [("r", address, values[address]) for address in sorted(READ_CHANGES)]
+    waits = {0x213E, 0x4212, *range(0x2140, 0x2180)}
+    assert ports.log == [("r", address, values[address]) for address in sorted(READ_CHANGES | waits)]
+
+
+def test_how_often_a_port_is_asked_in_a_wait_does_not_count() -> None:
+    logs = []
+    for rounds in (1, 2, 50):
+        ports = Ports(1)
+        for _ in range(rounds):
+            ports.read(0x4212, 0)
+        ports.write(0x2104, 1, 0)
+        ports.read(0x4212, 0)
+        logs.append([(kind, address) for kind, address, _ in ports.log])
+    assert logs == [[("r", 0x4212), ("w", 0x2104), ("r", 0x4212)]] * 3
 
 
 def test_likely_values_are_read_now_and_then() -> None:
@@ -137,7 +150,7 @@ def test_the_log_keeps_the_order_across_devices() -> None:
         ports.write(address, value, 0)
         expected.append(("w", address, value))
         expected.append(("r", 0x4210, ports.read(0x4210, 0)))
-        ports.read(0x4212, 0)
+        expected.append(("r", 0x4212, ports.read(0x4212, 0)))
     assert ports.log == expected
 
 

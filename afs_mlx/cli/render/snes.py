@@ -223,6 +223,8 @@ def judgement(found: "Judgement", is_inferred: bool) -> None:
     source = "inferred from the reference; --live names others" if is_inferred else "as declared"
     console.print(f"entered   {_entries(found.entries)}; anything else as it comes", markup=False)
     console.print(f"live      {names} ({source})", markup=False)
+    for routine, line in report.unreached:
+        console.print(f"unknown   line {line} of the {routine} was reached from no state", style="yellow", markup=False)
     if report.counter_example is not None:
         _counter_example(report.counter_example)
     elif report.reference is not None and report.candidate is not None:
@@ -292,6 +294,7 @@ def judgement_json(found: "Judgement") -> dict[str, Any]:
     data |= {
         "states": report.states,
         "live": list(report.live),
+        "unreached": [{"routine": routine, "line": line} for routine, line in report.unreached],
         "reference": _cost_data(report.reference),
         "candidate": _cost_data(report.candidate),
         "cheaper": {goal: report.cheaper(goal) for goal in ("cycles", "bytes")},

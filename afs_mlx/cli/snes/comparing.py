@@ -51,7 +51,7 @@ def equal(
     """Whether a routine does what another does.
 
     Both are run from many states. Compared are how they end, S, D, the banks, the modes, what is live, port accesses
-    in order, and all memory but the dead bytes below S. Exit code 0: equal (and cheaper, with --goal); 1: not, or not
+    in order, and all memory but the 96 bytes below S. Exit code 0: equal (and cheaper, with --goal); 1: not, or not
     verifiable; 3: Asar is missing.
     """
     from afs_mlx.cli.render import snes as render

@@ -174,6 +174,8 @@ def cost(
         checker = Checker(routine, Contract(entries, live=()), states, seed, fast, exactly=True)
         if checker.problem or checker.cost is None:
             raise AfsError(checker.problem or "there is nothing to measure", code[:60], "declare more with --entry")
+        for line in checker.unreached:
+            notice(f"line {line} was reached from no state: its cost is not in the figures")
         for note in render.noted(checker.notes, routine):
             notice(str(note))
         rows.append({"code": code, "entries": entries, "cost": checker.cost, "states": len(checker.runs)})

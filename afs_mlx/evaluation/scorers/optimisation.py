@@ -41,7 +41,8 @@ def score(case: Case, answer: str) -> CaseResult:
     checks["assembles"] = judgement.verdict != "does not assemble"
     if judgement.report is None:
         return _result(case, answer, False, checks, f"does not assemble: {judgement.why}")
-    checks["equal"] = judgement.verdict == "equal"
+    # A line that no state leads to could do anything.
+    checks["equal"] = judgement.verdict == "equal" and not judgement.report.unreached
     if not checks["equal"]:
         return _result(case, answer, False, checks, f"{judgement.verdict}: {judgement.why}{_note(judgement)}")
     checks["cheaper"] = judgement.report.cheaper(case.facts["goal"])

@@ -35,6 +35,8 @@ LONG_RUN_CYCLES, LONG_RUN_TRIES = 50_000, 12  # a counter-example of such a run 
 EXTRA_STATES, MOST_EXTRA_STATES = 96, 1024  # more, made of the candidate's own constants
 STATES_PER_CONSTANT = 18  # so that a comparison with any one of many is met: 6 for each, its predecessor and successor
 MOST_DOUBTFUL = 1 / 16  # of the runs of a candidate may differ and be laid to an index that went astray
+MOST_ASTRAY = 0.02  # of the runs of the reference may leave it without meaning to
+MOST_REACHING_STATES = 1024  # more, while a line is reached from none
 _RARE = 0.5  # an instruction that meets a port in fewer of its runs than this got there by accident
 _SAMPLE = 96  # runs that are executed once more, step by step, to see how often an instruction was executed at all
 _DIRECT_MODES = frozenset(("a", "al"))
@@ -75,6 +77,8 @@ class Report:
     candidate: Cost | None = None
     counter_example: CounterExample | None = None
     notes: tuple[Note, ...] = ()
+    unreached: tuple[tuple[str, int], ...] = ()
+    """Lines (of `reference` or `candidate`) that a branch leads to and no state did: of them nothing is known."""
 
     def cheaper(self, goal: str) -> bool:
         """Equal, and cheaper for the goal (`bytes` or `cycles`)."""
@@ -98,12 +102,16 @@ class Checker:
     runs: list[Run] = field(init=False, default_factory=list, repr=False)
     live: tuple[Live, ...] = field(init=False, default=())
     notes: tuple[Note, ...] = field(init=False, default=())
+    unreached: tuple[int, ...] = field(init=False, default=())
+    """The user's lines that a branch leads to and no state did."""
     problem: str = field(init=False, default="")
     """Why nothing can be held against this reference; empty when it can."""
 
     def __post_init__(self) -> None:
         self._board = Board(self.routine, self.fast)
+        self._reachable = self.routine.reachable(self.contract.entries)
         tried = list(self._run_all())
+        self.unreached = self._unreached(self._board)
         self.notes = tuple(sorted(self._board.notes))
         returned = [(entry, outcome) for _, entry, outcome in tried if outcome.returned]
         self._accidents = _accidents(self._board, returned, self.contract.entries)
@@ -112,7 +120,10 @@ class Checker:
         # What the reference does by accident in some states, a candidate may do in others.
         self._strays = any(outcome.at_ports & self._accidents for outcome in left_out)
         self._reads_itself = any(outcome.read_itself for outcome in left_out)
-        if len(self.runs) < min(LEAST_STATES, self.states) or len(self.runs) * 4 < len(tried):
+        elsewhere = [o.stop for _, _, o in tried if not o.returned and o.stop != ENDLESS]
+        # A wild pointer may overwrite the return address once in a while; a jump out of the routine is meant.
+        is_meant = any(self.routine.ends_by(stop) for stop in elsewhere) or len(elsewhere) > MOST_ASTRAY * len(tried)
+        if is_meant or len(self.runs) < min(LEAST_STATES, self.states) or len(self.runs) * 2 < len(tried):
             self.problem = self._why_not(tried)
         elif self.contract.live is None:
             self.live = inferred(self.routine, [(entry, outcome) for _, entry, outcome in self.runs])
@@ -123,14 +134,21 @@ class Checker:
         return outcome.returned and not outcome.read_itself and not outcome.at_ports & self._accidents
 
     def _run_all(self) -> Iterator[Run]:
-        spent_cycles = 0
+        spent_cycles = returned = 0
         more = 0 if self.exactly else _states_for(self.routine.constants) - self.states // len(KINDS)
         for index in range(self.states + min(self.states, max(0, more))):
             run = self._run(index, self.routine.constants if index >= self.states else ())
             yield run
             spent_cycles += run[2].cycles
+            returned += run[2].returned
             if spent_cycles > TOTAL_BUDGET_CYCLES and index >= 2 * LEAST_STATES:
                 return
+        if self.exactly or 2 * returned < self.states:
+            return
+        for index in range(MOST_REACHING_STATES):
+            if not self._unreached(self._board):
+                return
+            yield self._run(self.states + index, self.routine.constants)
 
     def _run(self, index: int, only: tuple[int, ...] = ()) -> Run:
         """The reference from one state; `only` are constants that the state is made of."""
@@ -140,14 +158,30 @@ class Checker:
         entry = draw(declared, index, self.seed, only or self.routine.constants, only_constants=bool(only))
         return declared, entry, self._board.execute(entry, RUN_BUDGET)
 
-    def _runs_for(self, candidate: Routine) -> Iterator[Run]:
-        """The runs of the reference, and some more from states made of constants that only the candidate has."""
+    def _runs_for(self, candidate: Routine, board: Board) -> Iterator[Run]:
+        """The runs of the reference, then more: of constants that only the candidate has, and while it has lines that
+        no state has led to.
+        """
         yield from self.runs
-        if new := set(candidate.constants) - set(self.routine.constants):
-            for index in range(min(self.states, max(EXTRA_STATES, _states_for(new)))):
-                run = self._run(index, tuple(sorted(new)))
-                if self._can_be_judged(run[2]):
-                    yield run
+        new = tuple(sorted(set(candidate.constants) - set(self.routine.constants)))
+        extra = min(self.states, max(EXTRA_STATES, _states_for(new))) if new else 0
+        for index in range(extra + MOST_REACHING_STATES):
+            if index >= extra and not self._unreached(board):
+                return
+            run = self._run(index + self.states, new or candidate.constants)
+            if self._can_be_judged(run[2]):
+                yield run
+
+    def _unreached(self, board: Board) -> tuple[int, ...]:
+        """The lines of a routine that a branch leads to and no run on this board has executed."""
+        routine = board.routine
+        reachable = self._reachable if routine is self.routine else routine.reachable(self.contract.entries)
+        seen = {routine.offset_of(address) for fetched in board.fetched_by_mode.values() for address in fetched}
+        return tuple(
+            place.line
+            for place in routine.placed
+            if not place.is_data and place.offset in reachable and place.offset not in seen
+        )
 
     @property
     def cost(self) -> Cost | None:
@@ -178,7 +212,7 @@ class Checker:
         judged: list[tuple[Entry, Outcome, Outcome]] = []
         doubtful: list[tuple[EntryState, Entry, Outcome, Difference]] = []
         spent_cycles = 0
-        for declared, entry, expected in self._runs_for(candidate):
+        for declared, entry, expected in self._runs_for(candidate, board):
             got = board.execute(entry, _budget(expected))
             is_slow = got.stop == ENDLESS
             if is_slow:
@@ -199,14 +233,19 @@ class Checker:
         for declared, entry, got, difference in doubtful:
             if are_too_many or not (got.read_itself or got.at_ports & accidents):
                 return self._differs(board, declared, entry, got, difference)
+        lines = [("reference", line) for line in self.unreached]
+        lines += [("candidate", line) for line in self._unreached(board)]
         return Report(
             "equal",
-            f"the same from {len(judged)} states",
+            "; ".join(
+                [f"the same from {len(judged)} states", *(f"line {n} of the {w} from none" for w, n in lines[:2])]
+            ),
             len(judged),
             self.live,
             Cost.of(len(self.routine.code), [expected for _, expected, _ in judged]),
             Cost.of(len(candidate.code), [got for _, _, got in judged]),
             notes=tuple(sorted(board.notes)),
+            unreached=tuple(lines),
         )
 
     def _may_be_an_accident(self, got: Outcome) -> bool:

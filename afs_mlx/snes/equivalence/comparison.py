@@ -47,7 +47,7 @@ def first_difference(
         or _in_live(expected.state, got.state, live)
         or _in_events(expected.events, got.events)
         or _in_dma(entry, expected, got, scratch)
-        or _in_memory(entry, expected.ram, got.ram, _dead(entry, expected.state.s), scratch)
+        or memory_difference(entry, expected.ram, got.ram, expected.state.s, scratch)
     )
 
 
@@ -118,16 +118,17 @@ def _dead(entry: Entry, s: int) -> range:
 
 def _in_dma(entry: Entry, expected: Outcome, got: Outcome, scratch: tuple[Span, ...]) -> Difference | None:
     """The transfers read memory as it is when they start; what is on the stack then is no concern of theirs."""
-    dead = _dead(entry, entry.state.s)
     for one, other in zip(expected.dma, got.dma, strict=True):  # as often as the port was written, which is compared
-        if found := _in_memory(entry, one, other, dead, scratch):
+        if found := memory_difference(entry, one, other, entry.state.s, scratch):
             return Difference(f"{found.where} when DMA starts", found.expected, found.got)
     return None
 
 
-def _in_memory(
-    entry: Entry, expected: dict[int, bytes], got: dict[int, bytes], dead: range, scratch: tuple[Span, ...]
+def memory_difference(
+    entry: Entry, expected: dict[int, bytes], got: dict[int, bytes], s: int, scratch: tuple[Span, ...] = ()
 ) -> Difference | None:
+    """The first byte of the written blocks that differs; dead is what lies below a stack pointer `s`."""
+    dead = _dead(entry, s)
     for number in sorted(expected.keys() | got.keys()):
         one = expected.get(number, entry.ram[number])
         other = got.get(number, entry.ram[number])

@@ -47,10 +47,13 @@ def _board(routine: Routine, state: EntryState) -> Board:
     """A board on which the routine has run a few times."""
     board = Board(routine)
     for index in range(TRIES):
-        board.execute(draw(state, index, 0), _BUDGET)
+        board.execute(draw(state, index, 0, routine.constants), _BUDGET)
     return board
 
 
 def _comes_back(routine: Routine, state: EntryState) -> bool:
     board = Board(routine)
-    return 2 * sum(board.execute(draw(state, index, 0), _BUDGET).returned for index in range(TRIES)) >= TRIES
+    return (
+        2 * sum(board.execute(draw(state, index, 0, routine.constants), _BUDGET).returned for index in range(TRIES))
+        >= TRIES
+    )

@@ -13,6 +13,7 @@ READ_CHANGES = frozenset(
 )
 # These change by themselves: two reads may differ.
 _MOVING = READ_CHANGES | {0x213E, 0x4212} | set(range(0x2140, 0x2180))
+_RESULTS = (0x4214, 0x4215, 0x4216, 0x4217)
 _MULTIPLY_CYCLES, _DIVIDE_CYCLES = 8, 16  # between the write that starts and the read that sees the result
 
 type PortEvent = tuple[str, int, int]
@@ -37,6 +38,7 @@ class Ports:
         self._history: dict[str, int] = {}
         self._held: dict[int, int] = {}
         self._ready_at = 0
+        self._polled: set[int] = set()
 
     def read(self, address: int, cycles: int) -> int:
         """Read a port by its address within the bank; `cycles` is the time so far."""
@@ -56,11 +58,17 @@ class Ports:
             self._history[device] = _mixed(self._history.get(device, 0), address, -1)
         if address in READ_CHANGES:
             self.log.append(("r", address, value))
+            self._polled.clear()
+        elif address in _MOVING and address not in self._polled:
+            # Waiting for a device: that it was asked counts, how often does not.
+            self.log.append(("r", address, value))
+            self._polled.add(address)
         return value
 
     def write(self, address: int, value: int, cycles: int) -> None:
         """Write a port by its address within the bank; `cycles` is the time so far."""
         self.log.append(("w", address, value))
+        self._polled.clear()
         device = _device(address)
         self._history[device] = _mixed(self._history.get(device, 0), address, value)
         if device in ("dma", "math"):
@@ -71,21 +79,26 @@ class Ports:
             self._divide(cycles)
 
     def _multiply(self, cycles: int) -> None:
-        if 0x4202 in self._held:
-            # The quotient's register is where the second factor is shifted to.
-            self._give(self._held[0x4203], self._held[0x4202] * self._held[0x4203])
-            self._ready_at = cycles + 1 + _MULTIPLY_CYCLES
+        one, other = self._held.get(0x4202), self._held[0x4203]
+        # The quotient's register is where the second factor is shifted to.
+        self._give(cycles + _MULTIPLY_CYCLES, None if one is None else (other, one * other))
 
     def _divide(self, cycles: int) -> None:
-        if 0x4204 in self._held and 0x4205 in self._held:
-            dividend, divisor = self._held[0x4204] | self._held[0x4205] << 8, self._held[0x4206]
-            quotient, rest = divmod(dividend, divisor) if divisor else (0xFFFF, dividend)
-            self._give(quotient, rest)
-            self._ready_at = cycles + 1 + _DIVIDE_CYCLES
+        low, high, divisor = self._held.get(0x4204), self._held.get(0x4205), self._held[0x4206]
+        if low is None or high is None:
+            self._give(cycles + _DIVIDE_CYCLES, None)
+        else:
+            dividend = low | high << 8
+            self._give(cycles + _DIVIDE_CYCLES, divmod(dividend, divisor) if divisor else (0xFFFF, dividend))
 
-    def _give(self, quotient: int, product_or_rest: int) -> None:
-        for address, word in ((0x4214, quotient), (0x4216, product_or_rest)):
-            self._held[address], self._held[address + 1] = word & 0xFF, word >> 8
+    def _give(self, last_wait: int, result: tuple[int, int] | None) -> None:
+        """Quotient, and product or rest, after the cycle `last_wait`; None where an operand is not known."""
+        self._ready_at = last_wait + 1
+        for place, address in enumerate(_RESULTS):
+            if result is None:
+                self._held.pop(address, None)
+            else:
+                self._held[address] = result[place >> 1] >> 8 * (place & 1) & 0xFF
 
 
 def _device(address: int) -> str:

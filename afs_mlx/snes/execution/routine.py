@@ -1,14 +1,19 @@
 """An assembled routine: bytes at an address, with the lines they come from. Does not run."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from afs_mlx.schema.optimisation import EntryState
 from afs_mlx.snes.asar import Assembly, Placed
 from afs_mlx.snes.cpu.opcodes import OPCODES, Opcode
+from afs_mlx.snes.disassembly.flow import Flow
+from afs_mlx.snes.disassembly.widths import Widths
 from afs_mlx.snes.grammar import lorom_address
 
 _MOST_TABLE_BYTES = 64
+_CALLS = {("jmp", "a"), ("jsr", "a"), ("jml", "al"), ("jsl", "al")}
 
 type EnteredBy = Literal["call", "interrupt", "falling in"]
 
@@ -69,6 +74,24 @@ class Routine:
                 table = self.code[place.offset : place.offset + min(place.size, _MOST_TABLE_BYTES)]
                 found.update(int.from_bytes(table[at : at + 2], "little") for at in range(0, len(table), 2))
         return tuple(sorted(found))
+
+    def ends_by(self, stop: str) -> bool:
+        """Whether a run that ended away from its caller did what is written: a jump or call out, or a stop."""
+        targets = {
+            f"${operand if opcode.mode == 'al' else self.org & 0xFF0000 | operand:06X}"
+            for opcode, operand in self.opcodes
+            if (opcode.name, opcode.mode) in _CALLS
+        }
+        names = {opcode.name for opcode, _ in self.opcodes}
+        return stop[-7:] in targets or (bool(names & {"stp", "wai", "brk", "cop"}) and "return" not in stop)
+
+    def reachable(self, entries: Iterable[EntryState]) -> frozenset[int]:
+        """The offsets of the instructions that the flow leads to, under any of the widths on entry."""
+        found: set[int] = set()
+        for m8, x8, emulation in {(entry.m == 8, entry.x == 8, bool(entry.e)) for entry in entries}:
+            widths = Widths(m8, x8, emulation=emulation).settled()
+            found.update(Flow(self.code, self.org, widths).instructions)
+        return frozenset(found)
 
     def offset_of(self, address: int) -> int:
         """Where in the code a CPU address lies, also through a mirror; outside of range(len(code)) when it does not."""
