@@ -7,7 +7,7 @@ AFS := $(BIN)/afs-mlx
 STAMP := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup check lint types contracts docs-check format test test-smollm2 test-all lock lock-check bench train-din-v2 chat clean
+.PHONY: help setup check lint types contracts docs-check format test test-smollm2 test-all lock lock-check bench parity train-din-v2 chat clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,19 @@ lock-check: setup
 
 bench: setup ## speed and memory as ratios against mlx-lm, measured side by side
 	$(BIN)/python -m benchmarks
+
+# An environment of its own (torch is 200 MB and more); PARITY_PYTHON names another Python than .venv's.
+PARITY := $(VENV)/parity
+$(PARITY)/.installed: requirements/parity.txt | $(STAMP)
+	$(or $(PARITY_PYTHON),$(BIN)/python) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/parity.txt
+	@touch $@
+
+parity: setup $(PARITY)/.installed ## adapters made anew by live PEFT and torch: the same logits in mlx-lm
+	@rm -rf $(PARITY)/golden && mkdir -p $(PARITY)/golden
+	$(BIN)/python -c "from pathlib import Path; from afs_mlx.engine.bases.tiny_qwen2 import build_tiny_qwen2; build_tiny_qwen2(Path('$(PARITY)/golden/tiny-qwen2'), seed=0)"
+	HF_HUB_OFFLINE=1 $(PARITY)/bin/python tests/golden/peft/make_golden.py --base $(PARITY)/golden/tiny-qwen2 --out $(PARITY)/golden
+	AFS_MLX_PEFT_GOLDEN=$(PARITY)/golden AFS_MLX_PARITY_PYTHON=$(abspath $(PARITY))/bin/python $(BIN)/pytest tests/engine/test_peft_logits.py
 
 clean: ## remove the environment and caches, never adapters, fused models or data
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

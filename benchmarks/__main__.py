@@ -1,8 +1,10 @@
 """`make bench`: every benchmark in turn."""
 
-from benchmarks import interpreter, startup, training
+from benchmarks import convert, fusing, interpreter, startup, training
 
 if __name__ == "__main__":
     startup.main()
     interpreter.main()
+    convert.main()
+    fusing.main()
     training.main()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from afs_mlx import __version__
-from afs_mlx.cli import bases, build, chatting, convert, evaluate, experts, export, fuse, routing, training
+from afs_mlx.cli import adapters, bases, build, chatting, convert, evaluate, experts, export, fuse, routing, training
 from afs_mlx.cli.errors import DEBUG, handled
 from afs_mlx.cli.snes.app import app as snes_app
 
@@ -43,6 +43,7 @@ def options(
 
 export_app = typer.Typer(no_args_is_help=True, help="Write a model for other programs.", rich_markup_mode=None)
 export_app.command("gguf")(handled(export.gguf))
+export_app.command("peft")(handled(export.peft))
 
 for name, command in (
     ("doctor", bases.doctor),
@@ -58,6 +59,7 @@ for name, command in (
     app.command(name)(handled(command))
 app.add_typer(experts.app, name="experts")
 app.add_typer(export_app, name="export")
+app.add_typer(adapters.app, name="adapters")
 app.add_typer(snes_app, name="snes")
 
 

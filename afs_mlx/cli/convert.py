@@ -10,9 +10,7 @@ from afs_mlx.cli.render.console import emit_json, err, out
 
 
 def convert(
-    peft_folder: Annotated[
-        Path, typer.Argument(metavar="PEFT_FOLDER", help="adapter_config.json and adapter_model.safetensors.")
-    ],
+    peft_folder: Annotated[Path, typer.Argument(metavar="PEFT_FOLDER", help="adapter_config.json and the weights.")],
     base: Annotated[
         str, typer.Option("--base", help="A base id or a model folder; auto reads it from the adapter.")
     ] = "auto",
@@ -22,9 +20,13 @@ def convert(
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="The folder instead of adapters/<expert>/<run>.")
     ] = None,
+    adapter: Annotated[str, typer.Option("--adapter", help="Which one, where the folder holds several.")] = "",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare logits with PEFT (or base + update) in float32 first.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn a PEFT adapter into an MLX one.
+    """Turn a PEFT adapter (LoRA or DoRA) into an MLX one.
 
     Every problem of the adapter is listed, and nothing is written, unless it fits its base.
     """
@@ -34,7 +36,12 @@ def convert(
     from afs_mlx.pipelines.convert import convert as convert_adapter
 
     workspace = Workspace.find()
-    result = convert_adapter(ConvertConfig(peft_folder, Catalog.load(workspace), workspace, base, expert, out_folder))
+    catalog = Catalog.load(workspace)
+    result = convert_adapter(
+        ConvertConfig(peft_folder, catalog, workspace, base, expert, out_folder, adapter=adapter, verify=verify)
+    )
+    for notice in result.notices:
+        err().print(f"notice: {notice}", markup=False)
     if as_json:
         emit_json({key: str(value) if isinstance(value, Path) else value for key, value in vars(result).items()})
         return
@@ -43,6 +50,9 @@ def convert(
         f"{len(result.layers)} layers of {result.base}",
         markup=False,
     )
+    if result.verification:
+        shown = {key: result.verification[key] for key in ("largest_difference", "largest_logit", "reference")}
+        err().print("verified: logits within {largest_difference:.1e} of {reference}".format(**shown), markup=False)
     if result.expert:
         err().print(f"registered: afs-mlx chat --expert {result.expert} --run {result.path.name}", markup=False)
     out().print(workspace.shown(result.path), markup=False)

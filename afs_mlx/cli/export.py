@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from afs_mlx.cli.options import AsJson, BaseName, RunName
-from afs_mlx.cli.render.console import emit_json, err, out, size, step
+from afs_mlx.cli.render.console import emit_json, err, notice, out, size, step
 
 
 def gguf(
@@ -56,3 +56,46 @@ def gguf(
         return
     err().print(f"  {result.tensors} tensors, {size(result.size_bytes)}; Modelfile beside it", markup=False)
     out().print(workspace.shown(result.gguf), markup=False)
+
+
+def peft(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="EXPERT[@VERSION]|RUN_FOLDER", help="An expert, a run, or any MLX adapter folder."),
+    ],
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="The folder instead of peft/ in the adapter's own.")
+    ] = None,
+    base_name: Annotated[
+        str, typer.Option("--base-name", help="The base named in the config, instead of the catalog's original.")
+    ] = "",
+    run: RunName = "",
+    as_json: AsJson = False,
+) -> None:
+    """Write an adapter as a PEFT folder, for PyTorch on CUDA and Windows.
+
+    peft.PeftModel.from_pretrained(model, FOLDER) loads it as it is. No number is rounded; the base is not needed here.
+    """
+    from afs_mlx.cli.adapters import adapter_folder
+    from afs_mlx.cli.render.adapters import ranges
+    from afs_mlx.core.paths import Workspace
+    from afs_mlx.experts.catalog import Catalog
+    from afs_mlx.pipelines.export_peft import ExportPeftConfig, export_peft
+
+    workspace = Workspace.find()
+    catalog = Catalog.load(workspace)
+    folder = adapter_folder(target, run, catalog, workspace)
+    result = export_peft(ExportPeftConfig(folder, catalog.bases, out_folder, base_name))
+    if result.notice:
+        notice(result.notice)
+    if as_json:
+        emit_json({key: str(value) if isinstance(value, Path) else value for key, value in vars(result).items()})
+        return
+    where = "" if result.blocks is None else f" in blocks {ranges(result.blocks)}"
+    err().print(
+        f"  {'DoRA' if result.dora else 'LoRA'} of rank {result.rank}, alpha {result.alpha:g} on {result.layers} layers"
+        f"{where}{f', {result.left_out} zero ones left out' if result.left_out else ''}; {', '.join(result.dtypes)}, "
+        f"{size(result.size_bytes)}; base {result.base_name or 'not named'}",
+        markup=False,
+    )
+    out().print(workspace.shown(result.path), markup=False)

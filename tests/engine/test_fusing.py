@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 from afs_mlx.core.errors import AfsError, MissingError
 from afs_mlx.core.files import folder_size_bytes
 from afs_mlx.engine.adapters.format import AdapterConfig, LoraParameters, write_adapter
-from afs_mlx.engine.fusing import fuse
+from afs_mlx.engine.fusing.fusion import fuse
 
 TOKENS = mx.array([[641, 72, 101, 260, 17, 300, 410, 9, 55, 640, 599, 128]])
 RANK, SCALE = 4, 1.5

@@ -1,5 +1,6 @@
 """The whole chain on the tiny base: every artifact, the gate, --force, an interruption, leaks."""
 
+import errno
 import json
 import shutil
 import threading
@@ -282,15 +283,15 @@ def test_a_folder_of_rows_is_used_as_it_is(config: BuildConfig, tmp_path: Path) 
 
 
 def break_off(*args: Any, **options: Any) -> None:
-    raise RuntimeError("[write] Unable to write 3900096 bytes to file.")
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_stage_that_fails_keeps_what_the_stages_before_it_made(
     config: BuildConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("mlx_lm.utils.mx.save_safetensors", break_off)
-        with pytest.raises(AfsError, match="the model could not be written"):
+        patch.setattr("afs_mlx.engine.fusing.writing.Shards.add", break_off)
+        with pytest.raises(AfsError, match="the disk is full"):
             build(replace(config, recipe=IDLE, force=True), ignore)
     run = the_run(config.workspace)
     assert run.status == "finished"

@@ -13,10 +13,11 @@ import pytest
 from gguf import GGUFReader
 from mlx_lm import load
 
-from afs_mlx.core.errors import AfsError, MissingError
+from afs_mlx.core.errors import AfsError, ExitCode, MissingError, RefusedError
 from afs_mlx.core.files import folder_size_bytes, sha256_of, write_json
 from afs_mlx.core.paths import Workspace, cache_folder
 from afs_mlx.engine.bases.location import locate, weights_hash
+from afs_mlx.engine.fusing.options import Limits, StorageOptions
 from afs_mlx.engine.gguf import writer
 from afs_mlx.experts.catalog import Catalog
 from afs_mlx.pipelines.export import ExportConfig, ExportResult, export
@@ -71,9 +72,10 @@ def run(trained: Path) -> Run:
     return Run.read(path)
 
 
-def fused(run: Run) -> FuseResult:
+def fused(run: Run, **changes: Any) -> FuseResult:
     workspace = Workspace.find()
-    return fuse(FuseConfig(run, Catalog.load(workspace).bases, workspace))
+    config = FuseConfig(run, Catalog.load(workspace).bases, workspace, limits=Limits(rows=1))
+    return fuse(replace(config, **changes))
 
 
 def exported(folder: Path, **changes: Any) -> ExportResult:
@@ -233,11 +235,114 @@ def test_a_quantised_base_alone_is_dequantised_with_a_notice(
     assert manifest["base"]["weights_sha256"] == weights_hash(small), "what it was chosen by"
 
 
+# Agreement
+
+
+def record_of(result: FuseResult) -> dict[str, Any]:
+    return dict(json.loads((result.path / "manifest.json").read_text()))
+
+
+def validated_on(run: Run, name: str, inputs: list[dict[str, Any]]) -> Run:
+    """The run as if trained on a split that lies in the workspace."""
+    folder = Workspace.find().splits / name
+    folder.mkdir(parents=True)
+    row = {"prompt": "Clear $10.", "completion": "stz $10"}
+    (folder / "valid.jsonl").write_text(json.dumps(row) + "\n")
+    write_json(folder / "manifest.json", {"inputs": inputs})
+    return Run(run.path, {**run.record, "data": {"inputs": inputs}})
+
+
+def test_the_manifest_tells_how_much_fused_agrees_with_base_and_adapter(run: Run) -> None:
+    result = fused(run)
+    record = record_of(result)["agreement"]
+    assert record["kl"] == pytest.approx(0, abs=1e-5)
+    assert record["top1"] == 1.0
+    assert record["survival"]["min"] == pytest.approx(1, abs=1e-4)
+    assert len(record["survival"]["layers"]) == result.layers == 14
+    assert (record["passed"], record["forced"], record["reason"]) == (True, False, "")
+    assert record["prompts"] == result.report.prompts == "built-in questions"
+    assert record["positions"] == result.report.positions > 0
+
+
+def test_the_run_s_own_validation_rows_are_asked(run: Run) -> None:
+    inputs = [{"file": "rows.jsonl", "sha256": "0" * 64, "rows": 1}]
+    validated = validated_on(run, "rows", inputs)
+    result = fused(validated)
+    assert result.report.prompts.endswith("data/splits/rows/valid.jsonl")
+    changed = Run(run.path, {**validated.record, "data": {"inputs": [{**inputs[0], "sha256": "1" * 64}]}})
+    assert fused(changed).report.prompts == "built-in questions", "the split was made anew from other rows"
+
+
+def test_a_folder_of_rows_is_known_by_its_hash(run: Run) -> None:
+    validated = validated_on(run, "mine", [])
+    valid = Workspace.find().splits / "mine" / "valid.jsonl"
+    inputs = [{"file": "train.jsonl", "sha256": "0"}, {"file": "valid.jsonl", "sha256": sha256_of(valid)}]
+    found = fused(Run(run.path, {**validated.record, "data": {"inputs": inputs}}))
+    assert found.report.prompts.endswith("data/splits/mine/valid.jsonl")
+
+
+def test_without_them_the_suite_s_questions_are_asked(run: Run) -> None:
+    suite = Workspace.find().find_file("evals/suites/optimisation.toml")
+    assert fused(run, suite=suite, limits=Limits(rows=2)).report.prompts == "suite optimisation"
+
+
+def test_a_model_that_agrees_too_little_gets_no_folder(run: Run) -> None:
+    kept = contents(fused(run).path)
+    two_bits = StorageOptions(quantize="mixed_2_6")
+    with pytest.raises(RefusedError, match=r"held back: .*\d+% of the tokens agree, 100% are asked") as caught:
+        fused(run, storage=two_bits, limits=Limits(min_top1=1, min_survival=0, rows=8))
+    assert caught.value.code == ExitCode.REFUSED
+    assert "--quantize 8" in caught.value.fix
+    assert "--force" in caught.value.fix
+    folder = Workspace.find().fused / "din" / run.name
+    assert contents(folder) == kept, "the earlier one stays"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_an_update_that_does_not_survive_is_held_back_and_forced(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from afs_mlx.engine.fusing import layers
+
+    # As mlx_lm.fuse rounds: to what is next, whatever the update.
+    monkeypatch.setattr(layers, "with_feedback", lambda weight, *_: weight)
+    small = tiny_quantised(run)
+    options = StorageOptions(quantize="4", changed="same")
+    with pytest.raises(RefusedError, match=r"\d+% of the update survive, 90% are asked"):
+        fused(small, storage=options)
+    assert not (Workspace.find().fused / "din" / run.name).exists()
+    result = fused(small, storage=options, force=True)
+    record = record_of(result)["agreement"]
+    assert (record["passed"], record["forced"]) == (False, True)
+    assert "of the update survive" in record["reason"]
+    assert result.report.reason == record["reason"]
+    assert record_of(result)["storage"]["changed"] == "same"
+
+
+def tiny_quantised(run: Run) -> Run:
+    """The run on a 4-bit repack of its base, with a tenth of its update, which that grid would swallow."""
+    from mlx_lm.utils import load_model, quantize_model, save_config, save_model
+
+    folder = Workspace.find().root / "tiny-4bit"
+    shutil.copytree(run.base, folder)
+    model, config = quantize_model(*load_model(Path(run.base)), group_size=64, bits=4)
+    save_model(folder, model)
+    save_config(config, folder / "config.json")
+    config_file = run.path / "adapter_config.json"
+    value = json.loads(config_file.read_text())
+    value["lora_parameters"]["scale"] /= 10
+    write_json(config_file, value)
+    return Run(run.path, {**run.record, "base": {"id": str(folder)}})
+
+
+def test_a_quantised_base_says_what_its_changed_layers_cost(run: Run) -> None:
+    small = tiny_quantised(run)
+    options = StorageOptions(quantize="4")
+    result = fused(small, storage=options, limits=Limits(min_top1=0, rows=1))
+    assert "14 changed layers are kept at 8 bits" in result.notice
+    assert record_of(result)["changed_bits"] == {"8": 14}
+    assert result.report.median_survival > 0.9
+
+
 # Failures
-
-
-def mlx_cannot_write(*args: Any, **options: Any) -> None:
-    raise RuntimeError("[write] Unable to write 3900096 bytes to file.")
 
 
 def disk_is_full(*args: Any, **options: Any) -> None:
@@ -245,23 +350,22 @@ def disk_is_full(*args: Any, **options: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "failure"),
+    "place",
     [
-        ("mlx_lm.utils.mx.save_safetensors", mlx_cannot_write),
-        ("afs_mlx.engine.fusing.shutil.copyfile", disk_is_full),
-        ("afs_mlx.engine.fusing.save_config", disk_is_full),
-        ("afs_mlx.pipelines.fuse.write_json", disk_is_full),
+        "afs_mlx.engine.fusing.writing.Shards.add",
+        "afs_mlx.engine.fusing.writing.Shards.close",
+        "afs_mlx.engine.fusing.fusion.shutil.copyfile",
+        "afs_mlx.engine.fusing.fusion.save_config",
+        "afs_mlx.pipelines.fuse.write_json",
     ],
 )
-def test_a_full_disk_leaves_the_earlier_fused_folder(
-    run: Run, place: str, failure: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_earlier_fused_folder(run: Run, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = fused(run).path
     exported(model)
     kept, adapter = contents(model), contents(run.path)
     with monkeypatch.context() as patch:
-        patch.setattr(place, failure)
-        with pytest.raises(AfsError, match=r"disk is full|could not be written"):
+        patch.setattr(place, disk_is_full)
+        with pytest.raises(AfsError, match="disk is full"):
             fused(run)
     assert contents(model) == kept
     assert contents(run.path) == adapter
@@ -269,8 +373,8 @@ def test_a_full_disk_leaves_the_earlier_fused_folder(
 
 
 def test_a_full_disk_leaves_no_fused_folder_where_none_was(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlx_lm.utils.mx.save_safetensors", mlx_cannot_write)
-    with pytest.raises(AfsError, match="could not be written"):
+    monkeypatch.setattr("afs_mlx.engine.fusing.writing.Shards.add", disk_is_full)
+    with pytest.raises(AfsError, match="disk is full"):
         fused(run)
     assert list((Workspace.find().fused / "din").iterdir()) == []
 

@@ -12,7 +12,7 @@ def fit_notice(base: BaseFolder, adapter: Path) -> str:
 
     Raises AfsError naming both for another lineage. An adapter that records no base is judged by its shapes alone.
     """
-    made_on = AdapterConfig.read(adapter).afs.base
+    made_on = AdapterConfig.read(adapter, full=True).afs.base
     weights = base.identity["weights_sha256"]
     if not made_on.lineage or made_on.sha256 == weights:
         return ""

@@ -3,13 +3,13 @@
 Knows nothing of adapters, and nothing of catalog names: which base belongs to which lineage is the caller's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from afs_mlx.core.errors import AfsError, MissingError, problems
 from afs_mlx.core.files import read_json
-from afs_mlx.engine.adapters.tensors import Header, read_headers
+from afs_mlx.engine.adapters.tensors import Header, Tensor, read_headers, read_tensors
 
 SHAPE_KEYS = (
     "hidden_size",
@@ -26,12 +26,18 @@ FIX = "pull or build the base again; it is incomplete"
 
 @dataclass(frozen=True)
 class BaseLinears:
-    """A base as adapters see it: its identity, its number of blocks and, by path, each linear layer's (out, in)."""
+    """A base as adapters see it: its identity, its number of blocks and, by path, each linear layer's (out, in).
+
+    `bits` are those of quantised layers, `parameters` all tensors of its files; a tied base has no output layer.
+    """
 
     folder: Path
     identity: dict[str, Any]
     layers: int
     shapes: dict[str, tuple[int, int]]
+    bits: dict[str, int] = field(default_factory=dict)
+    parameters: dict[str, Header] = field(default_factory=dict)
+    tied: bool = False
 
 
 def base_identity(base_folder: Path) -> dict[str, Any]:
@@ -46,18 +52,28 @@ def base_linears(base_folder: Path) -> BaseLinears:
     for shard in _shards(base_folder):
         headers |= read_headers(shard, FIX)
     tied = bool(config.get("tie_word_embeddings", True))  # mlx-lm's default for qwen2 and llama
-    shapes, found = {}, []
+    shapes: dict[str, tuple[int, int]] = {}
+    bits: dict[str, int] = {}
+    found = []
     for name, header in headers.items():
         path, _, leaf = name.rpartition(".")
         if leaf != "weight" or len(header.shape) != 2 or path.endswith(EMBEDDINGS) or (tied and path == "lm_head"):
             continue
         try:
-            shapes[path] = _true_shape(path, headers, _quantisation(config, path))
+            settings = _quantisation(config, path)
+            shapes[path] = _true_shape(path, headers, settings)
+            if header.dtype == "U32":
+                bits[path] = settings["bits"]
         except ValueError as error:
             found.append(f"{name}: {error}")
     if found:
         raise problems(found, "these weights do not fit the base's config", str(base_folder), FIX)
-    return BaseLinears(base_folder, _identity(config), int(config["num_hidden_layers"]), shapes)
+    return BaseLinears(base_folder, _identity(config), int(config["num_hidden_layers"]), shapes, bits, headers, tied)
+
+
+def base_tensors(base_folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a model folder by name; numbers are read when asked for."""
+    return {name: tensor for shard in _shards(base_folder) for name, tensor in read_tensors(shard, FIX).items()}
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -1,15 +1,17 @@
-"""PEFT LoRA → MLX adapter: A and B transposed, one rank, one scale, zeros where a block of the range was not trained.
+"""PEFT LoRA or DoRA → MLX adapter: A and B transposed, one rank, one scale, zeros where a block was not trained.
 
 The base is read for its shapes; whether its lineage is right is the caller's question (`base_name` in the report).
+Tensors pass one at a time: the memory it takes is that of the largest one.
 """
 
-import re
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from afs_mlx.core.errors import AfsError, MissingError, problems
+from afs_mlx.core.errors import AfsError, problems
 from afs_mlx.engine.adapters.format import (
     BLOCK,
     CONFIG,
@@ -18,36 +20,28 @@ from afs_mlx.engine.adapters.format import (
     AdapterConfig,
     AdapterFacts,
     LoraParameters,
+    dora_problems,
     fit_problems,
-    write_adapter,
+    stream_adapter,
 )
+from afs_mlx.engine.adapters.layouts import LEAVES, Layout, layout_of
 from afs_mlx.engine.adapters.linears import BaseLinears, base_linears, wrong_base
-from afs_mlx.engine.adapters.peft_config import PeftLora, read_peft_config
-from afs_mlx.engine.adapters.tensors import FloatArray, Tensor, read_tensors
-
-PEFT_WEIGHTS = "adapter_model.safetensors"
-PEFT_PICKLE = "adapter_model.bin"
-FIX = "copy or download the adapter's folder again"
-# Saved by save_pretrained without, from a raw state dict with the adapter's name before `.weight`.
-KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
-KNOWN_STRANGERS = {
-    "lora_magnitude_vector": "DoRA's magnitudes",
-    "lora_embedding_": "a LoRA on embeddings",
-    "modules_to_save": "a whole module trained beside the LoRA",
-    "embed_tokens": "whole embeddings saved beside the LoRA",
-    "lm_head.weight": "a whole output layer saved beside the LoRA",
-    ".bias": "a bias",
-}
+from afs_mlx.engine.adapters.peft_files import FIX
+from afs_mlx.engine.adapters.peft_reading import PeftAdapter, PeftLayer, attempt, merged, read_peft
+from afs_mlx.engine.adapters.peft_targets import is_all_linear, target_paths
+from afs_mlx.engine.adapters.tensors import FloatArray, not_finite
+from afs_mlx.engine.adapters.whole_weights import carry_problems, needs_whole_weights, whole_arrays, whole_weights
 
 
 @dataclass(frozen=True)
 class ConvertReport:
     """What was converted. `targets` are paths within a block, `layers` the blocks that were trained.
 
-    `zero_filled` counts layers inside the range mlx-lm wraps that PEFT did not train; `largest_delta` is the largest
-    |scale · B·A| of any weight, in `largest_delta_at`.
+    `zero_filled` counts layers inside the range mlx-lm wraps that PEFT did not train, `folded` those whose own rank was
+    padded with zeros or whose own scale went into b. `others` are adapters of the same folder that were not meant.
     """
 
+    kind: str
     rank: int
     alpha: float
     scale: float
@@ -59,183 +53,198 @@ class ConvertReport:
     tensors: int
     parameters: int
     zero_filled: int
+    folded: int
     dtypes: tuple[str, ...]
     base_name: str
     peft_version: str
-    largest_delta: float
-    largest_delta_at: str
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is written: the config, each layer by its path in mlx-lm (None: zeros), each tensor's shape by name."""
+
+    config: AdapterConfig
+    layers: dict[str, PeftLayer | None]
+    shapes: dict[str, tuple[int, ...]]
+    folded: int
 
 
 def convert_peft(
-    peft_folder: Path, base_folder: Path, out: Path, *, base: AdapterBase | None = None, expert: str = ""
+    peft_folder: Path,
+    base_folder: Path,
+    out: Path,
+    *,
+    base: AdapterBase | None = None,
+    expert: str = "",
+    adapter: str = "",
 ) -> ConvertReport:
-    """Convert a PEFT LoRA folder into an MLX adapter folder for the model in `base_folder`.
+    """Convert a PEFT folder into an MLX adapter folder for the model in `base_folder`.
 
-    `base` is what the caller knows of that model (id, lineage, hash), noted in the adapter with its sizes.
-    Raises AfsError listing every problem of the config or of the weights; nothing is written then.
+    `base` is what the caller knows of that model (id, lineage, hash), noted in the result with its sizes; `adapter`
+    names one of several. Raises AfsError listing every problem of config and weights; nothing is written then.
     """
     if any((out / name).exists() for name in (CONFIG, WEIGHTS)):
         raise AfsError("an adapter is already there", str(out), "give another folder, or remove that one")
-    settings = read_peft_config(peft_folder)
-    path = peft_folder / PEFT_WEIGHTS
-    tensors = _read_weights(peft_folder)
-    linears = base_linears(base_folder)
-    sides = _sides(tensors, settings, path)
-    shapes = {name: (b.shape[0], a.shape[1]) for name, (a, b) in sides.items()}
-    if found := [*fit_problems(shapes, linears), *_coverage_problems(set(sides), settings, linears)]:
-        raise wrong_base(found, "the adapter does not fit this base", path, linears)
-
-    converted, config = _converted(sides, settings, linears)
+    errors: list[AfsError] = []
+    linears = attempt(lambda: base_linears(base_folder), errors)
+    source = attempt(lambda: read_peft(peft_folder, adapter), errors)
+    if linears is None or source is None:
+        raise merged(errors)
+    layout = layout_of(str(linears.identity["model_type"]), str(base_folder))
+    if found := _fit_problems(source, linears, layout):
+        raise wrong_base(found + source.bad_numbers(), "the adapter does not fit this base", source.folder, linears)
+    plan = _plan(source, linears, layout)
+    shapes, arrays, kind = _output(source, linears, layout, plan)
     known = base or AdapterBase(id=base_folder.name)
+    uniform = not plan.folded
     facts = AdapterFacts(
         base=known.model_copy(update={"shapes": linears.identity}),
-        alpha=settings.alpha,
+        alpha=_alpha(source) if uniform else plan.config.lora_parameters.scale * plan.config.lora_parameters.rank,
+        rslora=source.settings.rslora and uniform,
         expert=expert,
-        origin=f"PEFT {settings.peft_version}".strip(),
+        origin=f"PEFT {source.settings.peft_version}".strip(),
     )
-    largest, largest_at = _largest_delta(sides)
-    write_adapter(out, converted, config.model_copy(update={"afs": facts}))
-    blocks = [block for name in sides if (block := BLOCK.fullmatch(name))]
-    return ConvertReport(
-        rank=settings.rank,
-        alpha=settings.alpha,
-        scale=settings.scale,
-        rslora=settings.rslora,
-        dropout=settings.dropout,
-        targets=config.lora_parameters.keys or (),
-        layers=tuple(sorted({int(block["layer"]) for block in blocks})),
-        base_layers=linears.layers,
-        tensors=len(tensors),
-        parameters=sum(tensor.size for tensor in tensors.values()),
-        zero_filled=len(converted) // 2 - len(sides),
-        dtypes=tuple(sorted({tensor.dtype for tensor in tensors.values()})),
-        base_name=settings.base_name,
-        peft_version=settings.peft_version,
-        largest_delta=largest * abs(settings.scale),
-        largest_delta_at=largest_at,
-    )
+    config = plan.config.model_copy(update={"afs": facts, "fine_tune_type": kind})
+    existed = out.exists()
+    try:
+        stream_adapter(out, shapes, arrays, config)
+    except BaseException:
+        if not existed and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+        raise
+    return _report(source, linears, config, plan)
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    if (folder / PEFT_PICKLE).exists() and not (folder / PEFT_WEIGHTS).exists():
-        raise AfsError(
-            "the weights are a pickle, which can run any program when it is opened",
-            str(folder / PEFT_PICKLE),
-            "where you trust it, load it with PEFT and call save_pretrained(folder, safe_serialization=True)",
-        )
-    if not (folder / PEFT_WEIGHTS).exists():
-        partial = sorted(file.name for file in folder.glob("*") if file.suffix in (".incomplete", ".part", ".tmp"))
-        found = f"half a download: only {', '.join(partial)}" if partial else f"it has no {PEFT_WEIGHTS}"
-        raise MissingError(found, str(folder), FIX)
-    return read_tensors(folder / PEFT_WEIGHTS, FIX)
+def _output(
+    source: PeftAdapter, base: BaseLinears, layout: Layout, plan: _Plan
+) -> tuple[dict[str, tuple[int, ...]], Iterator[FloatArray], str]:
+    """The shapes and the numbers to write, and the kind of folder: factors, or whole weights where it takes those."""
+    if needs_whole_weights(source):
+        weights = whole_weights(source, base, layout)
+        return {name: weight.shape for name, weight in weights.items()}, whole_arrays(weights, source.folder), "full"
+    return plan.shapes, _arrays(plan, source.folder), plan.config.fine_tune_type
 
 
-type Sides = dict[str, tuple[FloatArray, FloatArray]]
+def _fit_problems(source: PeftAdapter, base: BaseLinears, layout: Layout) -> list[str]:
+    """What keeps the adapter from this base: strange layers and shapes, and targets that the file does not cover."""
+    strange = [path for path in source.layers if not layout.is_linear(layout.to_mlx(path))]
+    known = {layout.to_mlx(path): layer for path, layer in source.layers.items() if path not in strange}
+    found = [f"{path}: no linear layer of models of type {base.identity['model_type']}" for path in strange]
+    found += fit_problems({path: layer.shape for path, layer in known.items()}, base)
+    if needs_whole_weights(source):
+        found += carry_problems(source, base, layout) if not found else []
+    elif source.settings.dora:
+        found += dora_problems(known, base)
+    names = [layout.to_peft(path) for path in (*base.shapes, *layout.embeddings)]
+    targets = target_paths(source.settings, names, source.folder) - _embeddings_of_all(source, layout)
+    adapted = source.layers.keys() | source.embeddings.keys()
+    for path in names:
+        if path in targets and path not in adapted:
+            found.append(f"{path}: a target by the config, and not in the file")
+        elif path in adapted and path not in targets:
+            found.append(f"{path}: no target by the config, PEFT would ignore it")
+    return found
 
 
-def _sides(tensors: dict[str, Tensor], settings: PeftLora, where: Path) -> Sides:
-    """Each adapted layer's A (r, in) and B (out, r) as float32, by its path in the model; raises with every problem."""
-    named: dict[str, dict[str, Tensor]] = {}
-    adapters = set()
-    found = [] if tensors else ["it holds no tensors"]
-    for name, tensor in tensors.items():
-        match = KEY.fullmatch(name)
-        if match is None:
-            reason = next((reason for part, reason in KNOWN_STRANGERS.items() if part in name), "not a LoRA weight")
-            found.append(f"{name}: unknown key, {reason}")
-            continue
-        if problem := tensor.problem():
-            found.append(f"{name}: {problem}")
-        adapters.add(match["adapter"] or "(no name)")
-        named.setdefault(match["path"], {})[match["side"]] = tensor
-    if len(adapters) > 1:
-        found.append(f"several adapters in one file: {', '.join(sorted(adapters))}; save one of them alone")
-    for path, sides in named.items():
-        found += _side_problems(path, sides, settings.rank)
-    if found:
-        raise problems(
-            found, "these weights cannot be converted", str(where), f"save it again as a plain LoRA, or {FIX}"
-        )
-    return {path: (sides["A"].floats(), sides["B"].floats()) for path, sides in named.items()}
+def _embeddings_of_all(source: PeftAdapter, layout: Layout) -> set[str]:
+    """The embeddings where the targets are all linear layers, of which they are none."""
+    return set(map(layout.to_peft, layout.embeddings)) if is_all_linear(source.settings) else set()
 
 
-def _side_problems(path: str, sides: dict[str, Tensor], rank: int) -> list[str]:
-    """A pair must be complete, two-dimensional and of the config's rank."""
-    if len(sides) != 2:
-        (side,) = sides
-        return [f"{path}: only lora_{side}, half a download"]
-    a, b = sides["A"].shape, sides["B"].shape
-    if len(a) == 2 and len(b) == 2 and a[0] == rank and b[1] == rank:
-        return []
-    return [f"{path}: lora_A {list(a)} and lora_B {list(b)} are not ({rank}, in) and (out, {rank}), r being {rank}"]
-
-
-def _coverage_problems(paths: set[str], settings: PeftLora, base: BaseLinears) -> list[str]:
-    """Where the file and the config's targets disagree in this base; a regex or exclusions leave it to the file."""
-    if settings.excludes or (isinstance(settings.targets, str) and settings.targets != "all-linear"):
-        return []
-    targets = {path for path in base.shapes if _is_target(path, settings)}
-    return [
-        *(f"{path}: a target by the config, and not in the file" for path in base.shapes if path in targets - paths),
-        *(f"{path}: no target by the config, PEFT would ignore it" for path in base.shapes if path in paths - targets),
-    ]
-
-
-def _is_target(path: str, settings: PeftLora) -> bool:
-    """PEFT's rule for names: a whole path, or its end in the listed blocks; "all-linear" omits the output layer."""
-    block = BLOCK.fullmatch(path)
-    if isinstance(settings.targets, str):
-        return path != "lm_head"
-    if path in settings.targets:
-        return True
-    if settings.layers is not None and (block is None or int(block["layer"]) not in settings.layers):
-        return False
-    return any(path.endswith(f".{target}") for target in settings.targets)
-
-
-def _converted(sides: Sides, settings: PeftLora, base: BaseLinears) -> tuple[dict[str, FloatArray], AdapterConfig]:
+def _plan(source: PeftAdapter, base: BaseLinears, layout: Layout) -> _Plan:
     """MLX's tensors and config.
 
     mlx-lm wraps every key in each of the last `num_layers` blocks. What was not trained there gets zero a and b, which
-    also have no gradient, so that it stays untrained if training goes on.
+    also have no gradient, so that it stays untrained if training goes on. Its one scale is that of most layers.
     """
-    blocks = {path: block for path in sides if (block := BLOCK.fullmatch(path))}
+    trained = {layout.to_mlx(path): layer for path, layer in source.layers.items()}
+    blocks = {path: block for path in trained if (block := BLOCK.fullmatch(path))}
     keys = sorted({block["key"] for block in blocks.values()})
     first = min((int(block["layer"]) for block in blocks.values()), default=base.layers - 1)
-    tensors: dict[str, FloatArray] = {}
+    rank = max((layer.rank for layer in trained.values()), default=source.settings.rank)
+    scales = Counter(layer.scale for layer in trained.values()) or {source.settings.scale: 1}
+    scale = max(scales, key=lambda scale: scales[scale])
+    layers: dict[str, PeftLayer | None] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path, (outputs, inputs) in base.shapes.items():
         block = BLOCK.fullmatch(path)
-        if path in sides:
-            a, b = sides[path]
-            tensors |= {f"{path}.lora_a": a.T, f"{path}.lora_b": b.T}
-        elif block and block["key"] in keys and int(block["layer"]) >= first:
-            tensors[f"{path}.lora_a"] = np.zeros((inputs, settings.rank), np.float32)
-            tensors[f"{path}.lora_b"] = np.zeros((settings.rank, outputs), np.float32)
+        if path in trained or (block and block["key"] in keys and int(block["layer"]) >= first):
+            layer = layers[path] = trained.get(path)
+            sizes = {"lora_a": (inputs, rank), "lora_b": (rank, outputs), "m": (outputs,)}
+            # Without an m, mlx-lm takes the base's own lengths.
+            leaves = [leaf.mlx for leaf in LEAVES if leaf.mlx != "m" or (layer and layer.magnitude)]
+            shapes |= {f"{path}.{leaf}": sizes[leaf] for leaf in leaves}
     parameters = LoraParameters(
-        rank=settings.rank,
-        scale=settings.scale,
-        dropout=settings.dropout,
-        keys=tuple(keys + sorted(path for path in sides if path not in blocks)),
+        rank=rank,
+        scale=scale,
+        dropout=source.settings.dropout,
+        keys=tuple(keys + sorted(path for path in trained if path not in blocks)),
     )
-    return tensors, AdapterConfig(num_layers=base.layers - first, lora_parameters=parameters)
+    config = AdapterConfig(
+        fine_tune_type="dora" if source.settings.dora else "lora",
+        num_layers=base.layers - first,
+        lora_parameters=parameters,
+    )
+    return _Plan(config, layers, shapes, sum((x.rank, x.scale) != (rank, scale) for x in trained.values()))
 
 
-def _largest_delta(sides: Sides) -> tuple[float, str]:
-    """The largest |B·A| of all layers, A (r, in) and B (out, r), and its layer.
+def _arrays(plan: _Plan, where: Path) -> Iterator[FloatArray]:
+    """Each tensor in the order of `plan.shapes`; raises after the last one if any holds NaN or infinities."""
+    scale = plan.config.lora_parameters.scale
+    found = []
+    for name, shape in plan.shapes.items():
+        path, _, leaf = name.rpartition(".")
+        layer = plan.layers[path]
+        if layer is None:
+            yield np.zeros(shape, np.float32)
+            continue
+        tensor = {"lora_a": layer.a, "lora_b": layer.b, "m": layer.magnitude}[leaf]
+        assert tensor is not None
+        array = tensor.floats()
+        if leaf == "lora_b" and layer.scale != scale:
+            with np.errstate(over="ignore"):
+                array = array * np.float32(layer.scale / scale)
+        if problem := not_finite(array):
+            found.append(f"{path}.{leaf}: {problem}")
+        yield _padded(array.T, shape)
+    if found:
+        raise problems(found, "these weights cannot be converted", str(where), FIX)
 
-    |B·A| at (i, j) is at most ‖B_i‖·‖A_j‖. One good candidate from each layer rules out nearly all rows and columns, so
-    that a 7B adapter takes a second; 256 rows at a time, so that no whole weight is ever held.
-    """
-    norms = {path: (np.linalg.norm(a, axis=0), np.linalg.norm(b, axis=1)) for path, (a, b) in sides.items()}
-    best, best_at = 0.0, min(sides)
-    for path, (a, b) in sides.items():
-        columns, rows = norms[path]
-        candidate = max(float(np.abs(b[rows.argmax()] @ a).max()), float(np.abs(b @ a[:, columns.argmax()]).max()))
-        best, best_at = max((best, best_at), (candidate, path))
-    for path, (a, b) in sides.items():
-        columns, rows = norms[path]
-        a, b = a[:, columns * rows.max() > best], b[rows * columns.max() > best]  # noqa: PLW2901  # what is left of them
-        for row in range(0, len(b) if a.size else 0, 256):
-            product = b[row : row + 256] @ a
-            best, best_at = max((best, best_at), (max(float(product.max()), -float(product.min())), path))
-    return best, best_at
+
+def _padded(array: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    """The array in the corner of zeros, where its own rank is smaller."""
+    if array.shape == shape:
+        return array
+    padded = np.zeros(shape, np.float32)
+    padded[tuple(slice(side) for side in array.shape)] = array
+    return padded
+
+
+def _alpha(source: PeftAdapter) -> float:
+    """The alpha of all layers, where all have the same rank and scale."""
+    return next((layer.alpha for layer in source.layers.values()), source.settings.alpha)
+
+
+def _report(source: PeftAdapter, base: BaseLinears, config: AdapterConfig, plan: _Plan) -> ConvertReport:
+    settings, parameters = source.settings, config.lora_parameters
+    blocks = [block for path in source.layers if (block := BLOCK.fullmatch(path))]
+    return ConvertReport(
+        kind=config.fine_tune_type,
+        rank=parameters.rank,
+        alpha=config.alpha,
+        scale=parameters.scale,
+        rslora=settings.rslora,
+        dropout=settings.dropout,
+        targets=parameters.keys or (),
+        layers=tuple(sorted({int(block["layer"]) for block in blocks})),
+        base_layers=base.layers,
+        tensors=len(source.tensors),
+        parameters=sum(tensor.size for tensor in source.tensors),
+        zero_filled=sum(layer is None for layer in plan.layers.values()),
+        folded=plan.folded,
+        dtypes=tuple(sorted({tensor.dtype for tensor in source.tensors})),
+        base_name=settings.base_name,
+        peft_version=settings.peft_version,
+        others=source.others,
+    )
