@@ -140,7 +140,8 @@ def _report(config: FuseConfig, fused: "Fused", found: "Agreement", prompts: str
         return report
     reason = "; ".join(reasons) + f" ({found.positions} positions, {prompts})"
     if not config.force:
-        more = "--changed 8 or 16" if fused.dequantised and config.storage.changed == "same" else "--quantize 8 or none"
+        changed = {"same": "--changed 8 or 16", "8": "--changed 16, or --quantize none"}
+        more = (changed.get(config.storage.changed) if fused.dequantised else None) or "--quantize 8 or none"
         raise RefusedError(
             f"the fused model is held back: {reason}",
             str(target),

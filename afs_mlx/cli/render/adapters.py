@@ -175,7 +175,9 @@ def _provenance(found: "Inspection") -> list[tuple[str, str]]:
     lines += [("data", text) for text in _data(record)]
     verified = record.get("verification")
     if isinstance(verified, dict) and "largest_difference" in verified:
-        lines.append(("verified", f"logits within {verified['largest_difference']} of {verified.get('reference')}"))
+        lines.append(
+            ("verified", f"logits within {_short(verified['largest_difference'])} of {verified.get('reference')}")
+        )
     return lines
 
 
@@ -273,3 +275,7 @@ def _at(block: int | None) -> str:
 
 def _finite(value: float | None) -> float | None:
     return None if value is None or math.isinf(value) else value
+
+
+def _short(number: object) -> str:
+    return f"{number:.1e}" if isinstance(number, float) else str(number)
