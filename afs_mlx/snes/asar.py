@@ -13,7 +13,7 @@ from typing import Literal
 
 from afs_mlx.core.errors import UsageError
 from afs_mlx.core.process import run_limited
-from afs_mlx.snes.grammar import Problem, lorom_address, parse
+from afs_mlx.snes.grammar import Problem, lorom_address, lorom_offset, parse
 from afs_mlx.snes.mnemonics import DATA_BYTES
 
 TIMEOUT_S = 20.0  # a call takes 0.03 s; the wall time is for loaded machines
@@ -147,7 +147,7 @@ def _code(folder: Path, org: int) -> tuple[bytes, str] | None:
         # Behind the last byte of bank $FF the label is at 0.
         size = ((int(end[1], 16) << 16 | int(end[2], 16)) - org) & 0xFFFFFF
         with (folder / "out.sfc").open("rb") as image:
-            image.seek((org & 0x7F0000) >> 1 | org & 0x7FFF)
+            image.seek(lorom_offset(org))
             code = image.read(size) if size <= 0x8000 else b""
     except OSError:
         return None

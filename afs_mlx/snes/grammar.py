@@ -244,6 +244,11 @@ def lorom_address(address: int) -> bool:
     return 0 <= address <= 0xFFFFFF and bool(address & 0x8000) and (address >> 16) not in (0x7E, 0x7F)
 
 
+def lorom_offset(address: int) -> int:
+    """Where in a LoROM image a CPU address lies."""
+    return (address & 0x7F0000) >> 1 | address & 0x7FFF
+
+
 def _spelt(name: str, suffix: str | None, operand: str) -> str:
     return f"{name}.{suffix} {operand}" if suffix else f"{name} {operand}".rstrip()
 

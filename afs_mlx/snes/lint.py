@@ -34,4 +34,4 @@ def lint_execution(assembly: Assembly, entry: EntryState) -> list[Problem]:
     board = Board(routine)
     for index in range(_RUNS):
         board.execute(draw(entry, index, 0), _BUDGET)
-    return sorted(Problem(routine.line_at(note.offset) or 1, note.message) for note in board.notes)
+    return sorted(routine.problem(note.offset, note.message) for note in board.notes)

@@ -27,9 +27,7 @@ _WIDE = 112  # columns from which on the trace shows bytes and D, DBR
 
 def noted(notes: "Iterable[Note]", routine: "Routine") -> "list[Problem]":
     """What was noticed in execution, at the lines of the text."""
-    from afs_mlx.snes.grammar import Problem
-
-    return [Problem(routine.line_at(note.offset) or 1, note.message) for note in notes]
+    return [routine.problem(note.offset, note.message) for note in notes]
 
 
 def registers(state: "State") -> str:

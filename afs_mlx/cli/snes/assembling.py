@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from afs_mlx.cli.options import AsJson
-from afs_mlx.cli.render.console import emit_json, err, notice, out, plain
+from afs_mlx.cli.render.console import emit_json, notice, out, plain
 from afs_mlx.cli.snes.arguments import (
     COPIER_HEADER_BYTES,
     Code,
@@ -17,8 +17,6 @@ from afs_mlx.cli.snes.arguments import (
     text_of,
 )
 from afs_mlx.core.errors import ExitCode, MissingError, UsageError
-
-MOST_ERRORS = 20
 
 
 def asm(
@@ -35,6 +33,7 @@ def asm(
     Errors carry the line of your text. Exit code 1 when it does not assemble, 3 when Asar is not installed: then
     nothing is verified.
     """
+    from afs_mlx.cli.render import listing as render
     from afs_mlx.core.files import atomic_path
     from afs_mlx.snes.asar import assemble
     from afs_mlx.snes.equivalence.widths import as_8_bit, entry_states
@@ -50,32 +49,11 @@ def asm(
             fitting = entry_states(Routine.of(result), declared)
             warnings += lint_execution(result, fitting[0] if fitting else as_8_bit(declared))
     if as_json:
-        emit_json(
-            {
-                "status": result.status,
-                "org": result.org,
-                "code": result.code.hex(),
-                "size_bytes": len(result.code),
-                "errors": [{"line": e.line, "message": plain(e.message)} for e in result.errors],
-                "warnings": [{"line": e.line, "message": plain(e.message)} for e in warnings],
-            }
-        )
+        emit_json(render.assembly_json(result, warnings))
     else:
         for problem in warnings:
             notice(plain(str(problem)))
-        lines = text.split("\n")
-        shown_line = 0
-        for place in result.placed:
-            shown = result.code[place.offset : place.offset + place.size].hex(" ")
-            source = plain(lines[place.line - 1].strip()) if place.line != shown_line else ""
-            shown, shown_line = shown if place.size <= 4 else f"{shown[:8]} …", place.line
-            out().print(f"{result.org + place.offset:06x}  {shown:<12}  {source}", markup=False)
-        for problem in result.errors[:MOST_ERRORS]:
-            err().print(plain(str(problem)), style="red", markup=False)
-        if len(result.errors) > MOST_ERRORS:
-            err().print(f"… and {len(result.errors) - MOST_ERRORS} more", style="red", markup=False)
-        if result.status == "ok":
-            err().print(f"{len(result.code)} byte{'' if len(result.code) == 1 else 's'}", markup=False)
+        render.assembly(text, result)
     if result.status == "unavailable":
         raise MissingError("not verified: Asar is not installed", "asm", "make setup, or put asar on the PATH")
     if result.status == "failed":
@@ -100,42 +78,33 @@ def disasm(
 
     Register widths are followed through REP, SEP, PHP and PLP; what is not reached is data.
     """
+    from afs_mlx.cli.render import listing as render
     from afs_mlx.snes.disassembler import disassemble
-    from afs_mlx.snes.grammar import lorom_address
 
     if m not in (8, 16) or x not in (8, 16):
         raise UsageError("a register has 8 or 16 bits", "--m, --x", "write 8 or 16")
     start, data = address(org, "--org"), machine_code_of(code)
     if not data:
         raise UsageError("there are no bytes", "disasm", "give a file that holds some, or hexadecimal digits")
-    if rom and len(data) % 1024 == COPIER_HEADER_BYTES:
-        notice(f"skipping a copier's header of {COPIER_HEADER_BYTES} bytes")
-        data = data[COPIER_HEADER_BYTES:]
     if rom:
-        if not lorom_address(start):
-            raise UsageError(f"${start:06X} is not a LoROM address", "--org", "take $8000-$FFFF of a bank")
-        offset = (start & 0x7F0000) >> 1 | start & 0x7FFF
-        if offset >= len(data):
-            raise UsageError(f"${start:06X} lies behind the image's {len(data):,} bytes", "--org", "take a lower bank")
-        data = data[offset : offset + 0x8000 - (start & 0x7FFF)]
+        data = _from_image(data, start)
     listing = disassemble(data[: length or None], start, m == 8, x == 8)
     if as_json:
-        emit_json(
-            {
-                "lines": [
-                    {
-                        "address": line.address,
-                        "code": line.code.hex(),
-                        "label": line.label,
-                        "text": line.text,
-                        "comment": line.comment,
-                        "m8": line.m8,
-                        "x8": line.x8,
-                    }
-                    for line in listing.lines
-                ],
-                "problems": [{"address": p.address, "message": p.message} for p in listing.problems],
-            }
-        )
+        emit_json(render.listing_json(listing))
         return
     out().print(listing.render(), markup=False)
+
+
+def _from_image(data: bytes, start: int) -> bytes:
+    """The rest of the bank of a LoROM image from an address on."""
+    from afs_mlx.snes.grammar import lorom_address, lorom_offset
+
+    if len(data) % 1024 == COPIER_HEADER_BYTES:
+        notice(f"skipping a copier's header of {COPIER_HEADER_BYTES} bytes")
+        data = data[COPIER_HEADER_BYTES:]
+    if not lorom_address(start):
+        raise UsageError(f"${start:06X} is not a LoROM address", "--org", "take $8000-$FFFF of a bank")
+    offset = lorom_offset(start)
+    if offset >= len(data):
+        raise UsageError(f"${start:06X} lies behind the image's {len(data):,} bytes", "--org", "take a lower bank")
+    return data[offset : offset + 0x8000 - (start & 0x7FFF)]

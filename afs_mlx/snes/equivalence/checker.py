@@ -201,7 +201,7 @@ class Checker:
             why = (
                 f"the reference reaches ports by an index or pointer; {len(self.runs)} of {len(tried)} states are left"
             )
-        notes = [f"line {self.routine.line_at(note.offset) or 1}: {note.message}" for note in self.notes[:1]]
+        notes = [str(self.routine.problem(note.offset, note.message)) for note in self.notes[:1]]
         return "; ".join([why, *notes])
 
     def check(self, candidate: Routine) -> Report:

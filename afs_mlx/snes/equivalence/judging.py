@@ -32,7 +32,7 @@ class Judgement:
         if self.report is None:
             return ()
         routine = Routine.of(self.candidate)
-        return tuple(Problem(routine.line_at(note.offset) or 1, note.message) for note in self.report.notes)
+        return tuple(routine.problem(note.offset, note.message) for note in self.report.notes)
 
 
 def judge(

@@ -10,7 +10,7 @@ from afs_mlx.snes.asar import Assembly, Placed
 from afs_mlx.snes.cpu.opcodes import OPCODES, Opcode
 from afs_mlx.snes.disassembly.flow import Flow
 from afs_mlx.snes.disassembly.widths import Widths
-from afs_mlx.snes.grammar import lorom_address
+from afs_mlx.snes.grammar import Problem, lorom_address, lorom_offset
 
 _MOST_TABLE_BYTES = 64
 _CALLS = {("jmp", "a"), ("jsr", "a"), ("jml", "al"), ("jsl", "al")}
@@ -104,6 +104,10 @@ class Routine:
         in_bank = lorom_address(address | 0x8000) and _rom_bank(address) == _rom_bank(self.org)
         return in_bank and address & 0xFFFF == self.org + len(self.code) & 0xFFFF
 
+    def problem(self, offset: int, message: str) -> Problem:
+        """A message at the user's line of an offset."""
+        return Problem(self.line_at(offset) or 1, message)
+
     def line_at(self, offset: int) -> int | None:
         """The user's line of an offset."""
         place = next((p for p in self.placed if p.offset <= offset < p.offset + p.size), None)
@@ -115,7 +119,7 @@ ROM_BYTES = 512 * 1024  # of the board that routines are run on; larger addresse
 
 def rom_offset(address: int) -> int:
     """Where in the board's ROM a LoROM address lies."""
-    return ((address & 0x7F0000) >> 1 | address & 0x7FFF) % ROM_BYTES
+    return lorom_offset(address) % ROM_BYTES
 
 
 def _rom_bank(address: int) -> int:
