@@ -405,3 +405,17 @@ def test_random_candidates_are_equal_only_where_they_are(work: Work) -> None:
     assert verdicts.count("equal") > 5
     assert verdicts.count("differs") > 30
     assert verdicts.count("no return") > 30
+
+
+@needs_asar
+def test_a_long_candidate_that_is_mostly_unreached_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To find out where branches lead takes long on hostile bytes; states are drawn by the hundred."""
+    calls: list[int] = []
+    reachable = Routine.reachable
+    monkeypatch.setattr(Routine, "reachable", lambda self, entries: (calls.append(1), reachable(self, entries))[1])
+    trap = " lda $10\n clc\n adc #$10\n cmp #$f4\n bne +\n adc #$0b\n cmp #$00\n bcs +\n jmp far\n"
+    candidate = trap + "back:\n+ stz $10\n rts\nfar:\n" + " inc $20\n" * 1500 + " jmp back"
+    judgement = judge(" stz $10\n rts", candidate, E8, live=(), states=32)
+    assert judgement.verdict == "equal"
+    assert "line 6 of the candidate from none" in judgement.why
+    assert len(calls) == 2, "once for each routine"

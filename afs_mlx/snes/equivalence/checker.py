@@ -111,7 +111,7 @@ class Checker:
         self._board = Board(self.routine, self.fast)
         self._reachable = self.routine.reachable(self.contract.entries)
         tried = list(self._run_all())
-        self.unreached = self._unreached(self._board)
+        self.unreached = _unreached(self._board, self._reachable)
         self.notes = tuple(sorted(self._board.notes))
         returned = [(entry, outcome) for _, entry, outcome in tried if outcome.returned]
         self._accidents = _accidents(self._board, returned, self.contract.entries)
@@ -146,7 +146,7 @@ class Checker:
         if self.exactly or 2 * returned < self.states:
             return
         for index in range(MOST_REACHING_STATES):
-            if not self._unreached(self._board):
+            if not _unreached(self._board, self._reachable):
                 return
             yield self._run(self.states + index, self.routine.constants)
 
@@ -158,30 +158,20 @@ class Checker:
         entry = draw(declared, index, self.seed, only or self.routine.constants, only_constants=bool(only))
         return declared, entry, self._board.execute(entry, RUN_BUDGET)
 
-    def _runs_for(self, candidate: Routine, board: Board) -> Iterator[Run]:
+    def _runs_for(self, board: Board, reachable: frozenset[int]) -> Iterator[Run]:
         """The runs of the reference, then more: of constants that only the candidate has, and while it has lines that
         no state has led to.
         """
         yield from self.runs
+        candidate = board.routine
         new = tuple(sorted(set(candidate.constants) - set(self.routine.constants)))
         extra = min(self.states, max(EXTRA_STATES, _states_for(new))) if new else 0
         for index in range(extra + MOST_REACHING_STATES):
-            if index >= extra and not self._unreached(board):
+            if index >= extra and not _unreached(board, reachable):
                 return
             run = self._run(index + self.states, new or candidate.constants)
             if self._can_be_judged(run[2]):
                 yield run
-
-    def _unreached(self, board: Board) -> tuple[int, ...]:
-        """The lines of a routine that a branch leads to and no run on this board has executed."""
-        routine = board.routine
-        reachable = self._reachable if routine is self.routine else routine.reachable(self.contract.entries)
-        seen = {routine.offset_of(address) for fetched in board.fetched_by_mode.values() for address in fetched}
-        return tuple(
-            place.line
-            for place in routine.placed
-            if not place.is_data and place.offset in reachable and place.offset not in seen
-        )
 
     @property
     def cost(self) -> Cost | None:
@@ -209,10 +199,11 @@ class Checker:
         if self.problem:
             return Report("not verifiable", self.problem, len(self.runs), self.live)
         board = Board(candidate, self.fast, self.routine.entered_by, len(self.routine.code))
+        reachable = candidate.reachable(self.contract.entries)
         judged: list[tuple[Entry, Outcome, Outcome]] = []
         doubtful: list[tuple[EntryState, Entry, Outcome, Difference]] = []
         spent_cycles = 0
-        for declared, entry, expected in self._runs_for(candidate, board):
+        for declared, entry, expected in self._runs_for(board, reachable):
             got = board.execute(entry, _budget(expected))
             is_slow = got.stop == ENDLESS
             if is_slow:
@@ -234,7 +225,7 @@ class Checker:
             if are_too_many or not (got.read_itself or got.at_ports & accidents):
                 return self._differs(board, declared, entry, got, difference)
         lines = [("reference", line) for line in self.unreached]
-        lines += [("candidate", line) for line in self._unreached(board)]
+        lines += [("candidate", line) for line in _unreached(board, reachable)]
         return Report(
             "equal",
             "; ".join(
@@ -289,6 +280,17 @@ class Checker:
             counter_example=CounterExample(shrinker.entry, expected, smaller, shrinker.found),
             notes=tuple(sorted(board.notes)),
         )
+
+
+def _unreached(board: Board, reachable: frozenset[int]) -> tuple[int, ...]:
+    """The lines of a routine that a branch leads to and no run on this board has executed."""
+    routine = board.routine
+    seen = {routine.offset_of(address) for fetched in board.fetched_by_mode.values() for address in fetched}
+    return tuple(
+        place.line
+        for place in routine.placed
+        if not place.is_data and place.offset in reachable and place.offset not in seen
+    )
 
 
 def _states_for(constants: Collection[int]) -> int:
