@@ -104,6 +104,20 @@ def test_the_goal_decides_what_cheaper_means() -> None:
     assert result.why.startswith("not fewer bytes: 7 → 8 bytes")
 
 
+DEAD = "  sec\n  lda $10\n  bcs out\n  inx\nout:"
+
+
+@needs_asar
+def test_a_line_that_no_state_leads_to_is_not_taken_for_proven() -> None:
+    trap = score(CASE, asm(f"{DEAD}\n  stz $10"))
+    assert (trap.passed, trap.checks["equal"]) == (False, False)
+    assert "line 4 of the candidate from none" in trap.why
+    unproven = CASE.model_copy(update={"facts": CASE.facts | {"code": f"{DEAD}\n  stz $10\n  nop"}})
+    result = score(unproven, asm("  stz $10"))
+    assert result.passed is None
+    assert "not verified: the same from" in result.why
+
+
 @needs_asar
 def test_the_entry_state_and_what_is_live_belong_to_the_case() -> None:
     answer = asm("  stz $11\n  stz $10")

@@ -41,8 +41,11 @@ def score(case: Case, answer: str) -> CaseResult:
     checks["assembles"] = judgement.verdict != "does not assemble"
     if judgement.report is None:
         return _result(case, answer, False, checks, f"does not assemble: {judgement.why}")
-    # A line that no state leads to could do anything.
-    checks["equal"] = judgement.verdict == "equal" and not judgement.report.unreached
+    # A line that no state leads to could do anything: one of the answer is its own fault, one of the case nobody's.
+    unreached = {routine for routine, _ in judgement.report.unreached}
+    if "reference" in unreached:
+        return _result(case, answer, None, checks, f"not verified: {judgement.why}")
+    checks["equal"] = judgement.verdict == "equal" and not unreached
     if not checks["equal"]:
         return _result(case, answer, False, checks, f"{judgement.verdict}: {judgement.why}{_note(judgement)}")
     checks["cheaper"] = judgement.report.cheaper(case.facts["goal"])
