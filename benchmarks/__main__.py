@@ -1,6 +1,6 @@
 """`make bench`: every benchmark in turn."""
 
-from benchmarks import convert, fusing, interpreter, startup, training
+from benchmarks import convert, fusing, interpreter, startup, training, training_memory
 
 if __name__ == "__main__":
     startup.main()
@@ -8,3 +8,4 @@ if __name__ == "__main__":
     convert.main()
     fusing.main()
     training.main()
+    training_memory.main()

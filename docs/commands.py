@@ -4,11 +4,13 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 os.environ["COLUMNS"] = "100"
 os.environ["TERMINAL_WIDTH"] = "100"
 
 import typer.main
+from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from afs_mlx.cli.app import app
@@ -41,12 +43,22 @@ def recipe_table() -> str:
     """The keys that --set and --config take, read from the recipe itself."""
     from afs_mlx.schema.recipe import Recipe
 
-    rows = [
-        f"| `{name}` | `{json.dumps(field.default)}` | {field.description} |"
-        for name, field in Recipe.model_fields.items()
-    ]
     head = "## Recipe keys\n\nFor `--set key=value` and `--config file.toml`; the catalog sets them per expert.\n"
-    return "\n".join([head, "| key | default | meaning |", "|---|---|---|", *rows, ""])
+    return "\n".join([head, "| key | default | meaning |", "|---|---|---|", *recipe_rows(Recipe), ""])
+
+
+def recipe_rows(model: type[BaseModel], above: str = "") -> list[str]:
+    """A line for each key; the keys of a table inside come as `table.key`, and the table has no line of its own."""
+    rows: list[str] = []
+    for name, field in model.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, BaseModel):
+            rows += recipe_rows(type(default), f"{above}{name}.")
+            continue
+        choices = get_args(getattr(field.annotation, "__value__", field.annotation))
+        listed = f" ({', '.join(choices)})" if choices and all(isinstance(choice, str) for choice in choices) else ""
+        rows.append(f"| `{above}{name}` | `{json.dumps(default)}` | {field.description}{listed} |")
+    return rows
 
 
 def page() -> str:

@@ -6,7 +6,20 @@ from typing import Annotated
 import typer
 
 from afs_mlx import __version__
-from afs_mlx.cli import adapters, bases, build, chatting, convert, evaluate, experts, export, fuse, routing, training
+from afs_mlx.cli import (
+    adapters,
+    bases,
+    build,
+    chatting,
+    convert,
+    evaluate,
+    experts,
+    export,
+    fuse,
+    routing,
+    runs,
+    training,
+)
 from afs_mlx.cli.errors import DEBUG, handled
 from afs_mlx.cli.snes.app import app as snes_app
 
@@ -60,6 +73,7 @@ for name, command in (
 app.add_typer(experts.app, name="experts")
 app.add_typer(export_app, name="export")
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(runs.app, name="runs")
 app.add_typer(snes_app, name="snes")
 
 

@@ -2,13 +2,17 @@
 
 import threading
 import time
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from afs_mlx.cli.options import AsJson, BaseName, ConfigFile, DataPath, ExpertName, Overrides
 from afs_mlx.cli.render.console import emit_json, err, notice, step
 from afs_mlx.core.errors import ExitCode
+
+if TYPE_CHECKING:
+    from afs_mlx.schema.base import Base
 
 
 def build(
@@ -20,6 +24,9 @@ def build(
     pull: Annotated[
         bool, typer.Option("--pull", help="Fetch the embedded base first when no usable base is here.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the newest unfinished training of this version.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Fuse and export also when the gate says no.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -28,46 +35,48 @@ def build(
     Prepares the data, scores the base, trains, scores again, holds the result against the gate, fuses and exports.
     """
     from afs_mlx.cli.bases import fetch
-    from afs_mlx.cli.recipes import data_path, recipe_for, suite_path, trainable
+    from afs_mlx.cli.recipes import trainable
     from afs_mlx.cli.render.build import BuildView, report
+    from afs_mlx.cli.train_requests import Request
     from afs_mlx.core.errors import MissingError
     from afs_mlx.core.paths import Workspace
-    from afs_mlx.engine.bases.location import EMBEDDED, choose_base
-    from afs_mlx.experts.catalog import Catalog
+    from afs_mlx.engine.bases.location import EMBEDDED, BaseFolder, choose_base
     from afs_mlx.flows.build import STAGES, BuildConfig
     from afs_mlx.flows.build import build as run_chain
 
     began = time.monotonic()
     workspace = Workspace.find()
-    catalog = Catalog.load(workspace)
-    chosen = catalog.choose(expert)
-    version = trainable(chosen)
-    rows = data_path(version, data, workspace)
-    try:
-        found = choose_base(base, version.base, catalog.bases)
-    except MissingError:
-        if not pull or base not in ("auto", EMBEDDED):
-            raise
-        fetch(catalog.bases[EMBEDDED])
-        found = choose_base(base, version.base, catalog.bases)
+
+    def find_base(wanted: str, own: str, bases: Mapping[str, "Base"]) -> BaseFolder:
+        try:
+            return choose_base(wanted, own, bases)
+        except MissingError:
+            if not pull or wanted not in ("auto", EMBEDDED):
+                raise
+            fetch(bases[EMBEDDED])
+            return choose_base(wanted, own, bases)
+
+    request = Request.of(workspace, expert, base, data, None, config, overrides, resume=resume, find_base=find_base)
+    found, chosen = request.base, request.expert
     if found.notice:
         notice(found.notice)
-    step(f"build {chosen.label} on {found.id}" + (" (demo)" if found.demo else ""))
+    step(f"build {request.title}")
     stop = threading.Event()
-    with BuildView(workspace, len(STAGES), stop) as view:
+    with BuildView(workspace, len(STAGES), stop, request.title) as view:
         result = run_chain(
             BuildConfig(
                 expert=chosen,
-                recipe=recipe_for(version, found.demo, config, overrides),
-                data=rows,
-                suite=suite_path(version, workspace),
+                recipe=request.recipe,
+                data=request.data,
+                suite=request.suite,
                 base=found.id,
-                threshold=version.threshold,
+                threshold=trainable(chosen).threshold,
                 # Eight bits cost a small model visibly; a large one is too large in sixteen.
                 file_type="f16" if found.demo else "q8_0",
-                catalog=catalog,
+                catalog=request.catalog,
                 workspace=workspace,
                 force=force,
+                resume=request.resume,
                 stop=stop,
             ),
             view,

@@ -23,6 +23,11 @@ def trainable(expert: ChosenExpert) -> ExpertVersion:
 def recipe_for(version: ExpertVersion, demo: bool, config: Path | None, overrides: list[str] | None) -> Recipe:
     """The recipe for the real base, or `demo_recipe` on the embedded one, with the person's keys laid over it."""
     start = version.demo_recipe if demo and version.demo_recipe else version.recipe
+    return recipe_over(start, config, overrides)
+
+
+def recipe_over(start: Recipe, config: Path | None, overrides: list[str] | None) -> Recipe:
+    """`start` with a --config file's keys laid over it, then those of --set."""
     value = start.model_dump(mode="json")
     where = "recipe"
     if config is not None:

@@ -1,15 +1,21 @@
 """`afs-mlx train`."""
 
+import shlex
+import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from afs_mlx.cli.errors import stoppable
 from afs_mlx.cli.options import AsJson, BaseName, ConfigFile, DataPath, ExpertName, Overrides
-from afs_mlx.cli.render.console import duration, emit_json, err, notice, out, step
+from afs_mlx.cli.render.console import duration, emit_json, err, notice, out, size, step
 from afs_mlx.core.errors import ExitCode
+
+if TYPE_CHECKING:
+    from afs_mlx.core.paths import Workspace
+    from afs_mlx.pipelines.train import TrainResult
 
 
 def train(
@@ -21,33 +27,43 @@ def train(
     ] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the newest unfinished run, or with the one in --out.")
+    ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Predict memory and time from a few steps, propose settings, do not train.")
+    ] = False,
+    hosts: Annotated[
+        str, typer.Option("--hosts", metavar="FILE|N", help="Train on several machines (MLX's hosts file), or N ranks.")
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Train also what does not fit this machine's memory.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train an expert's adapter.
 
-    Ctrl-C finishes the step and saves what has been learnt; a second one stops at once.
+    Ctrl-C finishes the step and saves what has been learnt; a second one stops at once. Either way, and after a crash,
+    --resume goes on bit for bit from the last checkpoint.
     """
-    from afs_mlx.cli.recipes import data_path, recipe_for, suite_path, trainable
-    from afs_mlx.cli.render.progress import TrainingView
+    from afs_mlx.cli.render.training import TrainingView
+    from afs_mlx.cli.train_requests import Request
     from afs_mlx.core.paths import Workspace
-    from afs_mlx.engine.bases.location import choose_base
-    from afs_mlx.experts.catalog import Catalog
-    from afs_mlx.pipelines.prepare import PrepareConfig, prepare
-    from afs_mlx.pipelines.train import BaseChosen, RunCreated, TrainConfig, TrainEvent
+    from afs_mlx.pipelines.train import BaseChosen, RunCreated, TrainEvent
     from afs_mlx.pipelines.train import train as train_adapter
 
     workspace = Workspace.find()
-    catalog = Catalog.load(workspace)
-    chosen = catalog.choose(expert)
-    version = trainable(chosen)
-    demo = choose_base(base, version.base, catalog.bases).demo
-    recipe = recipe_for(version, demo, config, overrides)
-    rows = prepare(
-        PrepareConfig(data_path(version, data, workspace), workspace, suite_path(version, workspace), recipe.seed)
-    )
-    step(f"train {chosen.label}")
+    request = Request.of(workspace, expert, base, data, out_folder, config, overrides, resume=resume)
+    if hosts:
+        words = _words(expert, base, data, out_folder, config, overrides)
+        flags = [flag for flag, on in (("--resume", resume), ("--force", force), ("--json", as_json)) if on]
+        raise typer.Exit(_on_hosts(hosts, words, flags))
+    if plan:
+        from afs_mlx.cli.planning import show_plan
+
+        show_plan(request, as_json=as_json)
+        return
+    step(f"{'resume' if resume else 'train'} {request.label}")
     stop = threading.Event()
-    with stoppable("the adapter", stop), TrainingView() as view:
+    with stoppable("the adapter", stop), TrainingView(request.title) as view:
 
         def on_event(event: TrainEvent) -> None:
             if isinstance(event, BaseChosen):
@@ -59,39 +75,53 @@ def train(
             else:
                 view(event)
 
-        result = train_adapter(
-            TrainConfig(
-                expert=chosen.name,
-                version=chosen.version_name,
-                system=chosen.system,
-                recipe=recipe,
-                base=base,
-                own_base=version.base,
-                bases=catalog.bases,
-                train=rows.train,
-                valid=rows.valid,
-                data_record=rows.record,
-                workspace=workspace,
-                out=out_folder,
-                stop=stop,
-            ),
-            on_event,
-        )
+        result = train_adapter(request.train_config(stop), on_event)
+    _show(result, request.label, workspace, as_json=as_json)
+    if result.interrupted:
+        raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _show(result: "TrainResult", label: str, workspace: "Workspace", *, as_json: bool) -> None:
     if as_json:
         emit_json({"run": str(result.path), **{key: value for key, value in vars(result).items() if key != "path"}})
     else:
-        state = "stopped early at" if result.interrupted else "finished"
+        state = "interrupted at" if result.interrupted else "stopped early at" if result.stopped_early else "finished"
         err().print(
             f"  {state} {result.steps} of {result.total_steps} steps in {duration(result.elapsed_s)}, "
-            f"peak {result.peak_memory_gb:.1f} GB; valid loss {result.base_valid_loss:.3f} (base) → "
+            f"peak {size(round(result.peak_memory_gb * 1e9))}; valid loss {result.base_valid_loss:.3f} (base) → "
             f"{result.best_valid_loss:.3f} (best, step {result.best_step})",
             markup=False,
         )
         out().print(workspace.shown(result.path), markup=False)
+    if result.interrupted:
+        notice(f"go on with: afs-mlx train {label} --resume")
     if not result.improved:
         notice(
             "no step was better than the base on the validation rows, so this run will not answer: "
             "lower learning_rate, bring more rows, or let it run longer"
         )
-    if result.interrupted:
-        raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _words(
+    expert: str,
+    base: str,
+    data: Path | None,
+    out_folder: Path | None,
+    config: Path | None,
+    overrides: list[str] | None,
+) -> list[str]:
+    """What was asked for, as words of a command line."""
+    words = [expert, "--base", base]
+    for option, value in (("--data", data), ("--out", out_folder), ("--config", config)):
+        words += [option, str(value)] if value is not None else []
+    return words + [word for override in overrides or [] for word in ("--set", override)]
+
+
+def _on_hosts(hosts: str, words: list[str], flags: list[str]) -> int:
+    """Start this command once a rank; returns the exit code of all."""
+    from afs_mlx.core.hosts import read_hosts
+    from afs_mlx.core.ranks import launch
+
+    argv = [sys.executable, "-m", "afs_mlx.cli.app", "train", *words, *flags]
+    again = shlex.join(["afs-mlx", "train", *words, "--resume", "--hosts", hosts])
+    return launch(argv, read_hosts(hosts), resume=again)

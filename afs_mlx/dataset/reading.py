@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from afs_mlx.core.errors import closest
 from afs_mlx.core.jsonl import read_jsonl
 from afs_mlx.schema.example import Example
@@ -18,6 +20,8 @@ def read_examples(path: Path) -> list[Example]:
 
 def example_of(row: dict[str, Any]) -> Example:
     """The example in one row, its shape told by its keys; raises ValueError for none of the known shapes."""
+    if "weight" in row:
+        raise ValueError("weight: it says nothing beside a conversation; put it on an assistant message of `messages`")
     for keys, read in SHAPES:
         if keys <= row.keys():
             return read(row)
@@ -33,8 +37,25 @@ def _chat(row: dict[str, Any]) -> Example:
     messages = row["messages"]
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError("messages must be a list of {role, content} objects")
-    turns = tuple(Message.model_validate({"role": m.get("role"), "content": m.get("content")}) for m in messages)
+    found = [f"messages[{i}]: {text}" for i, message in enumerate(messages) for text in _message_problems(message)]
+    if found:
+        raise ValueError("; ".join(found))
+    turns = tuple(Message.model_validate(message) for message in messages)
     return Example(messages=turns, group=_group(row), metadata=_rest(row, "messages"))
+
+
+def _message_problems(message: dict[str, Any]) -> list[str]:
+    """What keeps a chat row's message from being one, each with its key."""
+    known = list(Message.model_fields)
+    strange = [f"{key}: there is no such key; {closest(key, known)}" for key in message if key not in known]
+    try:
+        Message.model_validate({key: value for key, value in message.items() if key in known})
+    except ValidationError as error:
+        strange += [
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}" if e["loc"] else str(e["msg"])
+            for e in error.errors(include_url=False)
+        ]
+    return strange
 
 
 def _completion(row: dict[str, Any]) -> Example:

@@ -23,7 +23,10 @@ STAGES = ("data", "base score", "train", "score", "fuse", "export")
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """`base` is resolved already; `force` ships what the gate holds back; `stop` ends the training early."""
+    """`base` is resolved already; `force` ships what the gate holds back.
+
+    `resume` is an unfinished training to go on with; `stop` ends the training early.
+    """
 
     expert: ChosenExpert
     recipe: Recipe
@@ -35,6 +38,7 @@ class BuildConfig:
     catalog: Catalog
     workspace: Workspace
     force: bool = False
+    resume: Run | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -132,6 +136,8 @@ def _train(config: BuildConfig, data: PrepareResult, on_event: Callable[[BuildEv
             valid=data.valid,
             data_record=data.record,
             workspace=config.workspace,
+            asked={"base": config.base, "data": str(config.data.absolute())},
+            resume=config.resume,
             stop=config.stop,
         ),
         on_event,

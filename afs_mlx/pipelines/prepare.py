@@ -21,12 +21,16 @@ VALID_SHARE = 0.12
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """`data` is a JSONL file to split, or a folder with train.jsonl and valid.jsonl; `suite` must not stand in it."""
+    """`data` is a JSONL file to split, or a folder with train.jsonl and valid.jsonl; `suite` must not stand in it.
+
+    Without `write` nothing is written: of several ranks one does it for all.
+    """
 
     data: Path
     workspace: Workspace
     suite: Path | None = None
     seed: int = 0
+    write: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         "valid_rows": len(rows.valid),
         "duplicates_left_out": rows.duplicates,
     }
-    write_folder(folder, lambda target: _write(target, rows, record))
+    if config.write:
+        write_folder(folder, lambda target: _write(target, rows, record))
     return PrepareResult(config.data.stem, rows.train, rows.valid, record, folder)
 
 
@@ -139,5 +144,5 @@ def _write(folder: Path, rows: Split, record: dict[str, Any]) -> None:
 
 
 def _row(example: Example) -> dict[str, Any]:
-    row: dict[str, Any] = {"messages": [message.as_dict() for message in example.messages]}
+    row: dict[str, Any] = {"messages": [message.as_row() for message in example.messages]}
     return {**row, "group": example.group} if example.group else row

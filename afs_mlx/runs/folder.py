@@ -101,13 +101,18 @@ def find_run(workspace: Workspace, expert: str, name: str) -> Run:
 
 
 class Metrics:
-    """Appends one JSON object a line to metrics.jsonl; each line is on disk when `write` returns."""
+    """Appends one JSON object a line to metrics.jsonl; each line is on disk when `write` returns.
+
+    A line that a power cut left half is ended first, so that it spoils no other.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._start = "\n" if _torn(path) else ""
 
     def write(self, **values: float | int | str | None) -> None:
-        line = json.dumps(values, ensure_ascii=False) + "\n"
+        line = self._start + json.dumps(values, ensure_ascii=False) + "\n"
+        self._start = ""
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line)
@@ -115,3 +120,18 @@ class Metrics:
                 os.fsync(file.fileno())
         except OSError as error:
             raise disk_error(error, self._path) from error
+
+
+def _torn(path: Path) -> bool:
+    """Whether the file's last line has no end."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            if not file.tell():
+                return False
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise disk_error(error, path) from error

@@ -29,6 +29,8 @@ class Example(StrictModel):
             raise ValueError("there is no user message")
         if any(m.role == "system" for m in self.messages[1:]):
             raise ValueError("a system message may only stand first")
+        if not any(m.weight for m in self.messages if m.role == "assistant"):
+            raise ValueError("every answer weighs 0, so nothing is learnt; give one a weight or leave the row out")
         return self
 
     def with_system(self, prompt: str) -> "Example":

@@ -57,7 +57,7 @@ def test_train_fuse_export_and_chat(rows: Path, tmp_path: Path) -> None:
 
 def test_training_that_learns_nothing_says_so_and_what_to_do(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = trainer.train
-    monkeypatch.setattr(trainer, "train", lambda *arguments: replace(real(*arguments), best_step=0))
+    monkeypatch.setattr(trainer, "train", lambda *given, **options: replace(real(*given, **options), best_step=0))
     result = CliRunner().invoke(app, ["train", "din", "--base", "tiny-qwen2", "--data", str(rows), *QUICK, "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["improved"] is False

@@ -24,6 +24,12 @@ PAIR = {
 }
 
 
+def chat(question: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    """A chat row with more keys on its messages."""
+    first, second = CHAT["messages"]
+    return {"messages": [{**first, **question}, {**second, **answer}]}
+
+
 def dialogue(example: Example) -> list[tuple[str, str]]:
     return [(message.role, message.content) for message in example.messages]
 
@@ -52,6 +58,11 @@ def test_the_input_stands_below_the_instruction() -> None:
 def test_what_a_row_says_besides_is_kept() -> None:
     example = example_of({"instruction": "q", "output": "a", "domain": "snes", "sample_id": 5})
     assert example.metadata == {"domain": "snes", "sample_id": 5}
+
+
+def test_the_weight_of_an_answer_is_read() -> None:
+    row = {"messages": [*chat({}, {"weight": 0})["messages"], *chat({}, {"weight": 2})["messages"], *CHAT["messages"]]}
+    assert [message.weight for message in example_of(row).messages] == [1, 0, 1, 2, 1, 1]
 
 
 def test_a_system_message_in_a_row_stays() -> None:
@@ -114,6 +125,14 @@ def test_the_parent_of_a_paraphrase_is_its_group(row: dict[str, Any], group: str
         ({**PAIR, "goal": "speed"}, "goal"),
         ({**PAIR, "better": PAIR["code"]}, "code and better are the same routine"),
         ({**PAIR, "note": "x"}, "note"),
+        (chat({"weight": 1}, {}), r"messages\[0\]: .*weight stands on a user message; only assistant messages"),
+        (chat({}, {"weight": -1}), r"messages\[1\]: weight: .*greater than or equal to 0"),
+        (chat({}, {"weight": "1"}), r"messages\[1\]: weight: .*number"),
+        (chat({}, {"weight": 0}), "every answer weighs 0"),
+        (chat({}, {"weigth": 0}), r"messages\[1\]: weigth: there is no such key; did you mean 'weight'\?"),
+        (chat({"name": "x"}, {"tools": []}), r"messages\[0\]: name: .*; messages\[1\]: tools: "),
+        ({**CHAT, "weight": 1}, "weight: .*put it on an assistant message"),
+        ({"prompt": "q", "completion": "a", "weight": 0}, "weight: .*put it on an assistant message"),
     ],
 )
 def test_a_row_that_cannot_be_used(row: dict[str, Any], message: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
@@ -16,11 +17,12 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from afs_mlx.core.errors import AfsError
 from afs_mlx.engine.bases.loading import LoadedBase, load_base
 from afs_mlx.engine.training import lora, trainer
-from afs_mlx.engine.training.batches import batch_of
-from afs_mlx.engine.training.events import Planned, Stepped, TrainingEvent, Validated
-from afs_mlx.engine.training.loss import summed_loss
+from afs_mlx.engine.training.compute.losses import Losses
+from afs_mlx.engine.training.events import Planned, Sampled, Saved, Stepped, StoppedEarly, TrainingEvent, Validated
 from afs_mlx.engine.training.rows import TokenisedSet, tokenise
+from afs_mlx.engine.training.samples import sampler
 from afs_mlx.engine.training.schedule import learning_rate
+from afs_mlx.engine.training.trainer import Surroundings
 from afs_mlx.schema.example import Example
 from afs_mlx.schema.message import Message
 from afs_mlx.schema.recipe import Recipe
@@ -47,9 +49,10 @@ class Outcome:
         should_stop: Callable[[], bool] = lambda: False,
         valid_answer: str = "stz ${n}",
         poison: Callable[[LoadedBase, TrainingEvent], None] = lambda base, event: None,
+        around: Callable[["Outcome"], Surroundings] = lambda outcome: Surroundings(),
         **recipe: Any,
     ) -> None:
-        self.recipe = Recipe(**{**RECIPE, **recipe})
+        self.recipe = Recipe.model_validate({**RECIPE, **recipe})
         self.base = load_base(base)
         self.keys = lora.attach(self.base.model, self.recipe)
         self.valid = tokenised(self.base.tokenizer, valid_answer)
@@ -60,7 +63,8 @@ class Outcome:
             poison(self.base, event)
 
         train = tokenised(self.base.tokenizer)
-        self.trained = trainer.train(self.base.model, self.recipe, train, self.valid, report, should_stop)
+        sets = train, self.valid
+        self.trained = trainer.train(self.base.model, self.recipe, *sets, report, should_stop, around(self))
 
     @property
     def steps(self) -> list[Stepped]:
@@ -72,7 +76,13 @@ class Outcome:
 
     def loss_now(self) -> float:
         """The validation loss of the weights that are in the model."""
-        return summed_loss(self.base.model, batch_of(self.valid.rows)).item() / self.valid.supervised_tokens
+        self.base.model.eval()
+        total = 0.0
+        for row in self.valid.rows:
+            logits = self.base.model(mx.array(row.tokens[None, :-1]))[0]
+            losses = nn.losses.cross_entropy(logits, mx.array(row.tokens[1:]), reduction="none")
+            total += mx.sum(losses * mx.array(row.weights[1:])).item()
+        return total / self.valid.supervised_tokens
 
 
 @pytest.fixture(scope="module")
@@ -192,33 +202,119 @@ def test_a_wish_to_stop_after_the_last_step_interrupts_nothing(tiny_base: Path) 
     assert not found.trained.interrupted
 
 
-def _poison_adapters(base: LoadedBase, event: TrainingEvent) -> None:
-    if isinstance(event, Validated):
-        weights = lora.adapter_weights(base.model)
-        base.model.load_weights([(name, array * math.nan) for name, array in weights.items()], strict=False)
-
-
-def test_a_training_loss_that_is_not_finite_is_an_error(tiny_base: Path) -> None:
-    with pytest.raises(AfsError, match="the loss is not finite at step 1") as caught:
-        Outcome(tiny_base, poison=_poison_adapters)
-    assert "learning_rate" in caught.value.fix
+def _poison_norm(base: LoadedBase, event: TrainingEvent) -> None:
+    if isinstance(event, Planned):
+        base.model.model.norm.weight = base.model.model.norm.weight * math.nan
 
 
 def test_a_broken_base_is_an_error_before_the_first_step(tiny_base: Path) -> None:
-    def poison(base: LoadedBase, event: TrainingEvent) -> None:
-        if isinstance(event, Planned):
-            base.model.model.norm.weight = base.model.model.norm.weight * math.nan
-
-    with pytest.raises(AfsError, match="the validation loss is not finite"):
-        Outcome(tiny_base, poison=poison)
+    with pytest.raises(AfsError, match="the validation loss is not finite") as caught:
+        Outcome(tiny_base, poison=_poison_norm)
+    assert caught.value.where == "step 0"
+    assert "learning_rate" in caught.value.fix
 
 
 def test_the_block_class_is_restored_after_training(tiny_base: Path) -> None:
     block = type(load_base(tiny_base).model.layers[0])
     original = block.__call__
     with pytest.raises(AfsError):
-        Outcome(tiny_base, poison=_poison_adapters, grad_checkpoint=True)
+        Outcome(tiny_base, poison=_poison_norm, grad_checkpoint=True, speed={"lean": False})
     assert block.__call__ is original
+
+
+@pytest.mark.parametrize(
+    "speed",
+    [{}, {"lean": False}, {"compile": "on"}, {"keep_frozen": False}],
+    ids=["default", "mlx-lm", "compiled", "run anew"],
+)
+def test_the_model_is_mlx_lms_again_after_training(tiny_base: Path, speed: dict[str, Any]) -> None:
+    """No placeholder of a compiled step, no gradient's tracer and no other weights than the best are left in it."""
+    found = Outcome(tiny_base, layers=2, dropout=0.1, speed=speed, epochs=2)
+    assert found.loss_now() == pytest.approx(found.trained.best_valid_loss, rel=1e-5)
+    names = dict(tree_flatten(found.base.model.trainable_parameters()))
+    assert names.keys() == found.trained.weights.keys()
+
+
+# What surrounds a training
+
+
+def test_early_stopping_waits_for_so_many_validations_without_a_better_one(tiny_base: Path) -> None:
+    settings: dict[str, Any] = {"valid_answer": "inc ${n}", "epochs": 24, "learning_rate": 4e-2}
+    whole = Outcome(tiny_base, **settings)
+    found = Outcome(tiny_base, **settings, patience=3)
+    losses = [event.loss for event in whole.validations]
+    late = next(i for i in range(len(losses)) if i >= 3 and min(losses[i - 2 : i + 1]) >= min(losses[: i - 2]))
+    assert [event.loss for event in found.validations] == losses[: late + 1]
+    (stopped,) = [event for event in found.events if isinstance(event, StoppedEarly)]
+    assert stopped == found.events[-1] == StoppedEarly(found.trained.steps, 3)
+    assert (found.trained.stopped_early, found.trained.interrupted) == (True, False)
+    assert found.trained.steps < found.trained.total_steps
+    assert not whole.trained.stopped_early
+
+
+@pytest.mark.parametrize(
+    ("losses", "last"),
+    [
+        ([5, 6, 4, 6, 6, 3], 4),  # a better one between begins the count anew
+        ([5, 5, 5, 4], 2),  # as good is not better
+        ([5, 4, 3, 2, 1, 2, 2, 0], 6),
+        ([5, 6, 4, 6, 3, 4, 2, 1, 9], None),
+    ],
+)
+def test_the_count_to_an_early_stop(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, losses: list[int], last: int | None
+) -> None:
+    said = iter(losses)
+    monkeypatch.setattr(Losses, "loss", lambda self, parameters, batch: mx.array(float(next(said)) * batch.weight))
+    found = Outcome(tiny_base, epochs=len(losses) - 1, batch_tokens=10_000, patience=2)
+    seen = losses if last is None else losses[: last + 1]
+    assert [event.loss for event in found.validations] == pytest.approx(seen)
+    assert found.trained.stopped_early is (last is not None)
+    assert found.trained.best_step == seen.index(min(seen))
+
+
+def test_the_clock_is_the_one_that_is_given_and_eta_is_what_is_left(tiny_base: Path) -> None:
+    """A clock that jumps a second each time it is looked at: the machine's own time takes no part."""
+    ticks = iter(range(1, 100_000))
+    found = Outcome(tiny_base, around=lambda outcome: Surroundings(clock=lambda: float(next(ticks))), batch_tokens=50)
+    elapsed = [step.elapsed_s for step in found.steps]
+    assert elapsed == sorted(set(elapsed))
+    assert all(seconds == int(seconds) for seconds in elapsed)
+    left = [step.eta_s for step in found.steps]
+    assert left == sorted(set(left), reverse=True)
+    assert left[0] > left[-1] == 0
+    seen = np.cumsum([step.supervised_tokens for step in found.steps])
+    rates = [step.tokens_per_s for step in found.steps]
+    assert rates == pytest.approx(seen / np.arange(1, len(seen) + 1)), "one tick a step: validations are left out"
+
+
+def test_warnings_of_the_machine_are_passed_on(tiny_base: Path) -> None:
+    said = iter([["on battery"], [], ["swap"]])
+    found = Outcome(tiny_base, around=lambda outcome: Surroundings(watch=lambda: next(said, [])), batch_tokens=50)
+    kinds = [type(event).__name__ for event in found.events]
+    texts = [event.text for event in found.events if type(event).__name__ == "Warned"]
+    assert texts == ["on battery", "swap"]
+    assert kinds[kinds.index("Warned") - 1] == "Stepped"
+
+
+def test_sample_answers_are_of_the_weights_now_and_disturb_nothing(tiny_base: Path) -> None:
+    def asking(outcome: Outcome) -> Surroundings:
+        base, rows = outcome.base, outcome.valid.rows
+        return Surroundings(sample=sampler(base.model, base.tokenizer, rows, list("abcd"), 2, 12))
+
+    quiet = Outcome(tiny_base, dropout=0.1, epochs=24)
+    found = Outcome(tiny_base, dropout=0.1, epochs=24, around=asking)
+    assert [step.loss for step in found.steps] == [step.loss for step in quiet.steps]
+    assert [event.loss for event in found.validations] == [event.loss for event in quiet.validations]
+    samples = [event for event in found.events if isinstance(event, Sampled)]
+    assert [(event.question, event.expected) for event in samples[:2]] == [("a", "stz $0"), ("d", "stz $3")]
+    assert [event.step for event in samples] == [event.step for event in found.validations for _ in range(2)]
+    assert samples[0].answer != samples[0].expected
+    assert [event.answer for event in samples[-2:]] == ["stz $0", "stz $3"], "learnt by heart, and read from the model"
+
+
+def test_nothing_is_saved_where_there_is_nowhere_to_save(tiny_base: Path) -> None:
+    assert not [event for event in Outcome(tiny_base, checkpoint_steps=1).events if isinstance(event, Saved)]
 
 
 def test_the_rate_of_the_schedule_is_the_rate_that_moves_the_weights(tiny_base: Path) -> None:

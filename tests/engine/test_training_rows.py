@@ -1,9 +1,11 @@
 """Which tokens are learnt: the answers and the token that ends them, cut where inference cuts."""
 
+import json
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from afs_mlx.core.errors import AfsError
@@ -142,5 +144,151 @@ def test_rows_over_the_limit_are_dropped_and_counted(tokenizer: Any) -> None:
 
 
 def test_dropping_every_row_is_an_error(tokenizer: Any) -> None:
-    with pytest.raises(AfsError, match=r"no row is left: all 2 were dropped"):
+    with pytest.raises(AfsError, match=r"no row is left: all 2 .* max_seq_tokens = 8") as caught:
         tokenise([example("q", "a")] * 2, tokenizer, Recipe(max_seq_tokens=8, over_long="drop"), "rows")
+    assert "max_seq_tokens" in caught.value.fix
+
+
+# Truncating: prompts lose their start, answers nothing
+
+
+def learnt(row: Row) -> list[int]:
+    tokens: list[int] = row.tokens[row.supervised].tolist()
+    return tokens
+
+
+def truncated(rows: list[Example], tokenizer: Any, limit: int) -> list[Row]:
+    """The rows under the policy, beside one that is short enough."""
+    short = example("q", "a", system="s")
+    kept = tokenise([short, *rows], tokenizer, Recipe(max_seq_tokens=limit, over_long="truncate"), "rows")
+    assert kept.truncated == len(rows)
+    assert kept.dropped == 0
+    return kept.rows[1:]
+
+
+@pytest.mark.parametrize("cut", [1, 7, 60])
+def test_a_truncated_row_ends_as_the_whole_one_does(tokenizer: Any, cut: int) -> None:
+    long = example("a question with many words " * 20, ANSWERS[0], system="You are Din.")
+    whole = row_of(long, tokenizer)
+    (row,) = truncated([long], tokenizer, len(whole.tokens) - cut)
+    assert row.tokens.tolist() == whole.tokens[cut:].tolist()
+    assert row.weights.tolist() == whole.weights[cut:].tolist()
+    assert learnt(row) == learnt(whole)
+
+
+def test_earlier_questions_go_before_later_ones_and_answers_stay(tokenizer: Any) -> None:
+    first, second, _ = ANSWERS
+    long = example("early " * 60, first, "late " * 60, second, system="system text " * 20)
+    whole = row_of(long, tokenizer)
+    limit = whole.supervised_tokens + 50
+    (row,) = truncated([long], tokenizer, limit)
+    assert len(row.tokens) == limit
+    assert learnt(row) == learnt(whole)
+    cut = pieces(row, tokenizer)
+    opening = "<|im_start|>assistant\n"
+    assert cut[0] == (False, opening), "all of the first prompt is gone but the opening of its answer"
+    assert cut[1] == (True, f"{first}<|im_end|>")
+    assert cut[2][1].endswith(f" late <|im_end|>\n{opening}")
+    assert "early" not in tokenizer.decode(row.tokens.tolist())
+    assert cut[3] == (True, f"{second}<|im_end|>")
+
+
+def test_a_row_whose_answers_alone_do_not_fit_is_dropped(tokenizer: Any) -> None:
+    long = example("q " * 40, "a " * 60)
+    whole = row_of(long, tokenizer)
+    opening = len(tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False))
+    least = whole.supervised_tokens + opening
+    (row,) = truncated([long], tokenizer, least)
+    assert learnt(row) == learnt(whole)
+    rows = [example("q", "a"), long]
+    kept = tokenise(rows, tokenizer, Recipe(max_seq_tokens=least - 1, over_long="truncate"), "rows")
+    assert (len(kept.rows), kept.dropped, kept.truncated) == (1, 1, 0)
+
+
+def test_when_no_row_is_left_the_error_counts_them(tokenizer: Any) -> None:
+    rows = [example("q " * 40, "a " * 50), example("q", "a " * 60)]
+    with pytest.raises(AfsError, match=r"no row is left: all 2 were dropped as longer than max_seq_tokens = 20"):
+        tokenise(rows, tokenizer, Recipe(max_seq_tokens=20, over_long="truncate"), "rows")
+
+
+def test_rows_are_found_again_among_the_examples(tokenizer: Any) -> None:
+    rows = [example("q", "a " * 60), example("q", "a"), example("q " * 40, "a")]
+    kept = tokenise(rows, tokenizer, Recipe(max_seq_tokens=24, over_long="truncate"), "rows")
+    assert (kept.numbers, kept.dropped, kept.truncated) == ((1, 2), 1, 1)
+
+
+def test_a_beginning_that_the_model_needs_stays() -> None:
+    class WithStart:
+        eos_token_id, eos_token_ids, bos_token_id = 1, {1}, 0
+
+        def apply_chat_template(
+            self, messages: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool
+        ) -> str:
+            return "^" + "".join(f"{m['role'][0]}{m['content']}$" for m in messages) + "a" * add_generation_prompt
+
+        def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+            return [{"^": 0, "$": 1}.get(letter, ord(letter)) for letter in text]
+
+    rows = [example("q", "x"), example("0123456789", "answer")]
+    kept = tokenise(rows, WithStart(), Recipe(max_seq_tokens=12, over_long="truncate"), "rows")
+    assert kept.rows[1].tokens.tolist() == [0, *map(ord, "89"), 1, ord("a"), *map(ord, "answer"), 1]
+
+
+# Weights
+
+
+def weighted(*weights: float | None) -> Example:
+    turns = [
+        message
+        for number, weight in enumerate(weights)
+        for message in (
+            {"role": "user", "content": f"question {number}"},
+            {"role": "assistant", "content": ANSWERS[number], **({} if weight is None else {"weight": weight})},
+        )
+    ]
+    return Example.model_validate(json.loads(json.dumps({"messages": turns})))
+
+
+def test_each_answer_bears_its_weight(tokenizer: Any) -> None:
+    plain, row = (row_of(weighted(*weights), tokenizer) for weights in ((None, None, None), (0.25, 0, None)))
+    assert row.tokens.tolist() == plain.tokens.tolist()
+    found = [
+        (weight, tokenizer.decode([token for _, token in run]))
+        for weight, run in groupby(
+            zip(row.weights.tolist(), row.tokens.tolist(), strict=True), key=lambda pair: pair[0]
+        )
+    ]
+    ends = [f"{answer}<|im_end|>" for answer in ANSWERS]
+    assert [pair for pair in found if pair[0] > 0] == [(0.25, ends[0]), (1.0, ends[2])]
+    assert ends[1] in found[2][1]
+    assert row.weights.dtype == np.float32
+    assert plain.supervised_tokens > row.supervised_tokens == int((row.weights > 0).sum())
+    assert set(plain.weights.tolist()) == {0.0, 1.0}
+
+
+def test_an_answer_without_weight_is_context_that_truncation_may_cut(tokenizer: Any) -> None:
+    long = weighted(0, 1)
+    whole = row_of(long, tokenizer)
+    first_turn = len(row_of(example("question 0", ANSWERS[0]), tokenizer).tokens)
+    (row,) = truncated([long], tokenizer, len(whole.tokens) - first_turn)
+    assert row.tokens.tolist() == whole.tokens[first_turn:].tolist()
+    assert learnt(row) == learnt(whole)
+
+
+def test_rows_with_nothing_to_learn_are_named(tokenizer: Any) -> None:
+    """An example refuses such a row too; here it is made past that check."""
+    silent = example("q", "a")
+    silent = silent.model_copy(
+        update={"messages": (silent.messages[0], Message(role="assistant", content="a", weight=0))}
+    )
+    with pytest.raises(
+        AfsError, match=r"rows have nothing to learn \(2 problems\)\n  row 2: every answer weighs 0\n  row 3"
+    ):
+        tokenise([example("q", "a"), silent, silent], tokenizer, Recipe(), "rows.jsonl")
+
+
+def test_a_mask_is_a_row_of_weights_of_one() -> None:
+    row = Row(np.arange(3, dtype=np.int32), np.array([False, True, True]))
+    assert row.weights.tolist() == [0.0, 1.0, 1.0]
+    assert row.supervised.tolist() == [False, True, True]
+    assert row.supervised_tokens == 2

@@ -326,7 +326,7 @@ def test_a_second_build_that_fails_leaves_the_first_one_whole(config: BuildConfi
 def test_an_adapter_that_learnt_nothing_is_not_shipped(config: BuildConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     real, events = trainer.train, list[BuildEvent]()
     # No validation was below the base's.
-    monkeypatch.setattr(trainer, "train", lambda *arguments: replace(real(*arguments), best_step=0))
+    monkeypatch.setattr(trainer, "train", lambda *given, **options: replace(real(*given, **options), best_step=0))
     with pytest.raises(AfsError, match="no step was better than the base") as caught:
         build(replace(config, recipe=IDLE, force=True), events.append)
     assert "learning_rate" in caught.value.fix

@@ -51,11 +51,41 @@ def test_a_conversation_of_several_turns() -> None:
         {"role": "user", "content": 5},
         {"role": "user"},
         {"role": "user", "content": "x", "name": "y"},
+        {"role": "user", "content": "x", "weight": 1},
+        {"role": "system", "content": "x", "weight": 0},
+        {"role": "assistant", "content": "x", "weight": -0.5},
+        {"role": "assistant", "content": "x", "weight": float("inf")},
+        {"role": "assistant", "content": "x", "weight": float("nan")},
+        {"role": "assistant", "content": "x", "weight": "1"},
+        {"role": "assistant", "content": "x", "weight": True},
+        {"role": "assistant", "content": "x", "weight": None},
     ],
 )
 def test_what_is_no_message(message: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Message.model_validate(message)
+
+
+@pytest.mark.parametrize("weight", [0, 0.5, 1, 3])
+def test_an_answer_may_bear_a_weight(weight: float) -> None:
+    message = Message.model_validate({"role": "assistant", "content": "a", "weight": weight})
+    assert message.weight == weight
+    assert message.as_dict() == {"role": "assistant", "content": "a"}, "chat templates know no weight"
+    assert message.as_row() == {**message.as_dict(), **({} if weight == 1 else {"weight": weight})}
+    assert Message.model_validate(message.as_row()) == message
+
+
+def test_a_weight_is_one_where_none_is_said() -> None:
+    assert Message(role="assistant", content="a").weight == 1
+    assert Message(role="user", content="a").as_row() == {"role": "user", "content": "a"}
+
+
+def test_one_answer_at_least_has_to_weigh() -> None:
+    silent = {"role": "assistant", "content": "a", "weight": 0}
+    messages = [*turns(("user", "q")), silent, *turns(("user", "q2"))]
+    with pytest.raises(ValidationError, match="every answer weighs 0"):
+        Example.model_validate({"messages": [*messages, silent]})
+    assert Example.model_validate({"messages": [*messages, {**silent, "weight": 0.1}]}).messages[-1].weight == 0.1
 
 
 def test_the_system_text_stands_first_and_the_rest_stays() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from afs_mlx.cli.errors import stoppable
 from afs_mlx.cli.render.console import duration, err, notice, out, size, step
-from afs_mlx.cli.render.progress import TrainingView, count_progress
+from afs_mlx.cli.render.progress import count_progress
+from afs_mlx.cli.render.training import TrainingView
 from afs_mlx.core.paths import Workspace
 from afs_mlx.engine.bases.location import BaseFolder
 from afs_mlx.experts.catalog import ChosenExpert
@@ -31,8 +32,8 @@ WORDS = {
 class BuildView:
     """One heading a stage; within it the stage's own progress."""
 
-    def __init__(self, workspace: Workspace, stages: int, stop: threading.Event) -> None:
-        self._workspace, self._stages, self._stop = workspace, stages, stop
+    def __init__(self, workspace: Workspace, stages: int, stop: threading.Event, title: str) -> None:
+        self._workspace, self._stages, self._stop, self._title = workspace, stages, stop, title
         self._stage = ExitStack()
         self._training: TrainingView | None = None
         self._count: Callable[[int, int, str], None] = lambda done, total, words: None
@@ -62,7 +63,7 @@ class BuildView:
         """The stage's own display. Only training can end early with something to keep; elsewhere Ctrl-C is Ctrl-C."""
         if stage == "train":
             self._stage.enter_context(stoppable("the adapter", self._stop))
-            self._training = self._stage.enter_context(TrainingView())
+            self._training = self._stage.enter_context(TrainingView(self._title))
         elif stage in ("base score", "score", "export"):
             self._count = self._stage.enter_context(count_progress("  answers" if "score" in stage else "  tensors"))
 

@@ -1,4 +1,4 @@
-"""Conversations → token ids and which of them are to be learnt."""
+"""Conversations → token ids and how much each of them is to be learnt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import numpy as np
 
 from afs_mlx.core.errors import AfsError, problems
 from afs_mlx.schema.example import Example
+from afs_mlx.schema.message import Message
 from afs_mlx.schema.recipe import Recipe
 
 
@@ -15,23 +16,37 @@ from afs_mlx.schema.recipe import Recipe
 class Row:
     """One conversation.
 
-    `tokens` is (seq,) int32; `supervised` is (seq,) bool: token i is to be predicted from the tokens before it.
+    `tokens` is (seq,) int32. `weights` is (seq,) float32: how much predicting token i from the tokens before it counts,
+    0 where it is context alone; a boolean mask is taken as weights of 1 and 0.
     """
 
     tokens: np.ndarray
-    supervised: np.ndarray
+    weights: np.ndarray
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", np.asarray(self.weights, dtype=np.float32))
+
+    @property
+    def supervised(self) -> np.ndarray:
+        """(seq,) bool: which tokens are learnt."""
+        return self.weights > 0
 
     @property
     def supervised_tokens(self) -> int:
-        return int(self.supervised.sum())
+        return int(np.count_nonzero(self.weights))
 
 
 @dataclass(frozen=True)
 class TokenisedSet:
-    """The rows of one file and how many were dropped by the length policy."""
+    """The rows of one file; how many the length policy left out, and how many lost the start of their prompt to it.
+
+    `numbers` are the rows' places among the examples, from 0.
+    """
 
     rows: list[Row]
     dropped: int
+    truncated: int = 0
+    numbers: tuple[int, ...] = ()
 
     @property
     def supervised_tokens(self) -> int:
@@ -41,26 +56,43 @@ class TokenisedSet:
 def tokenise(examples: Sequence[Example], tokenizer: Any, recipe: Recipe, where: str) -> TokenisedSet:
     """Tokenise every example; rows over `recipe.max_seq_tokens` fall to `recipe.over_long`.
 
-    Raises AfsError that lists the over-long rows (policy error), or when no row is left.
+    Raises AfsError that lists the over-long rows (policy error) or the rows that have nothing to learn, and when all
+    rows fell to the policy.
     """
+    limit = recipe.max_seq_tokens
     rows: list[Row] = []
     too_long: list[str] = []
+    nothing: list[str] = []
+    numbers: list[int] = []
+    truncated = 0
     for number, example in enumerate(examples, start=1):
-        row = row_of(example, tokenizer)
-        if len(row.tokens) <= recipe.max_seq_tokens:
+        pieces = _pieces(example, tokenizer)
+        row = _joined(pieces)
+        if not row.supervised_tokens:
+            nothing.append(f"row {number}: every answer weighs 0")
+            continue
+        if len(row.tokens) <= limit:
             rows.append(row)
+            numbers.append(number - 1)
+        elif recipe.over_long == "truncate" and (shorter := _truncated(pieces, limit)) is not None:
+            rows.append(shorter)
+            numbers.append(number - 1)
+            truncated += 1
         else:
             too_long.append(f"row {number}: {len(row.tokens)} tokens")
+    if nothing:
+        raise problems(nothing, "rows have nothing to learn", where, "give an answer a weight, or leave the row out")
     if too_long and recipe.over_long == "error":
         raise problems(
             too_long,
-            f"rows are longer than max_seq_tokens = {recipe.max_seq_tokens}",
+            f"rows are longer than max_seq_tokens = {limit}",
             where,
-            "shorten them, raise the limit (--set max_seq_tokens=…) or leave them out (--set over_long=drop)",
+            "shorten them, raise the limit (--set max_seq_tokens=…), leave them out (--set over_long=drop) "
+            "or let them lose the start of their prompt (--set over_long=truncate)",
         )
     if not rows:
-        raise AfsError(f"no row is left: all {len(too_long)} were dropped as too long", where, "raise max_seq_tokens")
-    return TokenisedSet(rows, len(too_long))
+        raise _all_fell(len(too_long), limit, where)
+    return TokenisedSet(rows, len(too_long), truncated, tuple(numbers))
 
 
 def row_of(example: Example, tokenizer: Any) -> Row:
@@ -69,12 +101,32 @@ def row_of(example: Example, tokenizer: Any) -> Row:
     At inference the text up to an answer is tokenised alone; cutting there gives exactly those tokens. The answer's
     own tokens and the end-of-turn token after it are supervised, the template's line break behind them is not.
     """
+    return _joined(_pieces(example, tokenizer))
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Tokens in a row that share a weight; `fixed` ones are never cut."""
+
+    tokens: list[int]
+    weight: float
+    fixed: bool
+
+
+def _joined(pieces: Sequence[_Piece]) -> Row:
+    tokens = [token for piece in pieces for token in piece.tokens]
+    weights = [piece.weight for piece in pieces for _ in piece.tokens]
+    return Row(np.array(tokens, dtype=np.int32), np.array(weights, dtype=np.float32))
+
+
+def _pieces(example: Example, tokenizer: Any) -> list[_Piece]:
+    """A row's tokens in order; the opening of a learnt answer (`<|im_start|>assistant`) is fixed as the answer is."""
     messages = [message.as_dict() for message in example.messages]
-    tokens: list[int] = []
-    supervised: list[bool] = []
+    bos = getattr(tokenizer, "bos_token_id", None)
+    pieces: list[_Piece] = []
     done = ""
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
+    for index, message in enumerate(example.messages):
+        if message.role != "assistant":
             continue
         prompt = _render(tokenizer, messages[:index], open_answer=True)
         through = _render(tokenizer, messages[: index + 1], open_answer=False)
@@ -85,12 +137,47 @@ def row_of(example: Example, tokenizer: Any) -> Row:
                 "use a base whose template appends turns, or give each answer a row of its own",
             )
         before = _encode(tokenizer, prompt[len(done) :])
+        asked = _render(tokenizer, messages[:index], open_answer=False)
+        opening = len(_encode(tokenizer, prompt[len(asked) :])) if prompt.startswith(asked) else 0
+        pieces += _prompt_pieces(before, opening, message, None if pieces else bos)
         answer = _encode(tokenizer, through[len(prompt) :])
         learnt = _through_end_of_turn(answer, tokenizer)
-        tokens += before + answer
-        supervised += [False] * len(before) + [True] * learnt + [False] * (len(answer) - learnt)
+        pieces += [_Piece(answer[:learnt], message.weight, message.weight > 0), _Piece(answer[learnt:], 0, False)]
         done = through
-    return Row(np.array(tokens, dtype=np.int32), np.array(supervised, dtype=bool))
+    return pieces
+
+
+def _prompt_pieces(before: list[int], opening: int, message: Message, bos: int | None) -> list[_Piece]:
+    """What stands before an answer: a BOS that the model needs, what may be cut, and the answer's opening."""
+    first = 1 if bos is not None and before[:1] == [bos] else 0
+    # Nothing predicts a row's first token, so an answer keeps a token before it also where a template opens none.
+    last = max(first, len(before) - max(1, opening))
+    return [
+        _Piece(before[:first], 0, True),
+        _Piece(before[first:last], 0, False),
+        _Piece(before[last:], 0, message.weight > 0),
+    ]
+
+
+def _truncated(pieces: Sequence[_Piece], limit: int) -> Row | None:
+    """The row cut down to `limit` tokens from its left; None where its learnt answers alone are too long."""
+    excess = sum(len(piece.tokens) for piece in pieces) - limit
+    kept = []
+    for piece in pieces:
+        cut = 0 if piece.fixed else min(max(excess, 0), len(piece.tokens))
+        excess -= cut
+        kept.append(_Piece(piece.tokens[cut:], piece.weight, piece.fixed))
+    return _joined(kept) if excess <= 0 else None
+
+
+def _all_fell(dropped: int, limit: int, where: str) -> AfsError:
+    if not dropped:
+        return AfsError("there are no rows", where, "add rows")
+    return AfsError(
+        f"no row is left: all {dropped} were dropped as longer than max_seq_tokens = {limit}",
+        where,
+        "raise max_seq_tokens (--set max_seq_tokens=…), or shorten the rows",
+    )
 
 
 def _through_end_of_turn(answer: list[int], tokenizer: Any) -> int:
