@@ -4,8 +4,8 @@
     python -m benchmarks.training top8 --switches      one scenario, ours with each switch off in turn
 
 Each side runs in a process of its own, with OpenBLAS. mlx-lm trains with `mask_prompt`, so that both learn the
-answers, and with as many rows a step as ours on average. The whole run counts: what is computed once, validation at
-the start and at the end, everything but loading the base.
+answers, with as many rows a step as ours on average, the same rate and the same AdamW. The whole run counts: what is
+computed once, validation, everything but loading the base.
 """
 
 import argparse
@@ -14,13 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 RANK = 8
+RATE = 1e-3
 VALID_ROWS = 4
 OFF: dict[str, Any] = {
     "lean": False,
@@ -39,14 +40,14 @@ class Scenario:
     layers: int
     batch_rows: int
     mixed: bool = False
-    rows: int = 32
+    rows: int = 24
     epochs: int = 5
 
 
 SCENARIOS = {
     "top8": Scenario(layers=8, batch_rows=4),
     "all": Scenario(layers=-1, batch_rows=4),
-    "mixed": Scenario(layers=8, batch_rows=8, mixed=True),
+    "mixed": Scenario(layers=8, batch_rows=8, mixed=True, rows=16, epochs=3),
 }
 
 
@@ -66,7 +67,9 @@ def ours(scenario: Scenario, switches: dict[str, Any]) -> dict[str, Any]:
         epochs=scenario.epochs,
         batch_tokens=round(scenario.batch_rows * (np.mean(lengths) if scenario.mixed else max(lengths))),
         validations_per_epoch=1,
-        learning_rate=1e-4,
+        learning_rate=RATE,
+        warmup_fraction=0,
+        schedule="constant",
         samples=0,
         speed=Speed(**switches),
     )
@@ -124,7 +127,7 @@ def stock(scenario: Scenario) -> dict[str, Any]:
         for each in (train_rows, [*valid_rows, *valid_rows][: scenario.batch_rows])
     )
     began = time.perf_counter()
-    train(base.model, optim.AdamW(1e-4), rows, few, arguments, training_callback=Count())
+    train(base.model, optim.AdamW(RATE, bias_correction=True), rows, few, arguments, training_callback=Count())
     return _figures(counted[-1], time.perf_counter() - began, mx.get_peak_memory() / 1e9, steps, losses)
 
 
@@ -169,8 +172,9 @@ def _grown(example: Any, examples: Sequence[Any], number: int) -> Any:
     return example.model_copy(update={"messages": (*example.messages[:-2], *turns)})
 
 
-def _measured(side: str, name: str, **switches: Any) -> dict[str, Any]:
+def _measured(side: str, name: str, rows: int = 0, epochs: int = 0, **switches: Any) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.training", name, "--side", side, "--speed", json.dumps(switches)]
+    command += ["--rows", str(rows), "--epochs", str(epochs)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return figures
@@ -196,13 +200,14 @@ def compare(name: str) -> None:
 
 def switches(name: str) -> None:
     """Ours with every switch on, with each off, with all off; the ratio is to all on."""
-    print(f"training, {name}, switch by switch: {SCENARIOS[name]}", flush=True)
-    whole = _measured("ours", name)
+    print(f"training, {name}, switch by switch, 12 rows, 3 epochs", flush=True)
+    few = {"rows": 12, "epochs": 3}
+    whole = _measured("ours", name, **few)
     _line("all on", whole, whole["tokens_per_s"])
     for switch, off in OFF.items():
-        _line(f"without {switch}", _measured("ours", name, **{switch: off}), whole["tokens_per_s"])
-    _line("all off", _measured("ours", name, **OFF), whole["tokens_per_s"])
-    _line("compiled", _measured("ours", name, compile="on"), whole["tokens_per_s"])
+        _line(f"without {switch}", _measured("ours", name, **{switch: off}, **few), whole["tokens_per_s"])
+    _line("all off", _measured("ours", name, **OFF, **few), whole["tokens_per_s"])
+    _line("compiled", _measured("ours", name, compile="on", **few), whole["tokens_per_s"])
 
 
 def main(arguments: Sequence[str] = ()) -> None:
@@ -211,9 +216,12 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser.add_argument("--switches", action="store_true")
     parser.add_argument("--side", choices=("ours", "stock"))
     parser.add_argument("--speed", default="{}")
+    parser.add_argument("--rows", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=0)
     asked = parser.parse_args(arguments)
     if asked.side:
         scenario = SCENARIOS[asked.scenario]
+        scenario = replace(scenario, rows=asked.rows or scenario.rows, epochs=asked.epochs or scenario.epochs)
         found = stock(scenario) if asked.side == "stock" else ours(scenario, json.loads(asked.speed))
         print(json.dumps(found))
         return

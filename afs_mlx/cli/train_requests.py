@@ -77,7 +77,7 @@ class Request:
         write = rank_here() == 0
         return prepare(PrepareConfig(self.data, self.workspace, self.suite, self.recipe.seed, write=write))
 
-    def train_config(self, stop: threading.Event) -> TrainConfig:
+    def train_config(self, stop: threading.Event, *, force: bool = False) -> TrainConfig:
         """What the pipeline needs."""
         version = trainable(self.expert)
         return TrainConfig(
@@ -95,6 +95,7 @@ class Request:
             asked={"base": self.base_name, "data": str(self.data.absolute())},
             out=self.out,
             resume=self.resume,
+            force=force,
             stop=stop,
         )
 

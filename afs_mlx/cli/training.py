@@ -59,7 +59,7 @@ def train(
     if plan:
         from afs_mlx.cli.planning import show_plan
 
-        show_plan(request, as_json=as_json)
+        show_plan(request, as_json=as_json, force=force)
         return
     step(f"{'resume' if resume else 'train'} {request.label}")
     stop = threading.Event()
@@ -75,7 +75,7 @@ def train(
             else:
                 view(event)
 
-        result = train_adapter(request.train_config(stop), on_event)
+        result = train_adapter(request.train_config(stop, force=force), on_event)
     _show(result, request.label, workspace, as_json=as_json)
     if result.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)

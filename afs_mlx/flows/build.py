@@ -138,6 +138,7 @@ def _train(config: BuildConfig, data: PrepareResult, on_event: Callable[[BuildEv
             workspace=config.workspace,
             asked={"base": config.base, "data": str(config.data.absolute())},
             resume=config.resume,
+            force=config.force,
             stop=config.stop,
         ),
         on_event,

@@ -35,7 +35,8 @@ HOUSEKEEPING = ("keep_checkpoints", "samples", "sample_tokens")
 class TrainConfig:
     """What to train. `out` overrides adapters/<expert>/<new run>; `resume` goes on with a run instead.
 
-    `asked` is what the person named, for a resume to find again; `stop` is set by whoever wants to end it early.
+    `asked` is what the person named, for a resume to find again; `force` trains also what this machine has no memory
+    for; `stop` is set by whoever wants to end it early.
     """
 
     expert: str
@@ -52,6 +53,7 @@ class TrainConfig:
     asked: Mapping[str, str] = field(default_factory=dict)
     out: Path | None = None
     resume: Run | None = None
+    force: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -99,7 +101,7 @@ def train(config: TrainConfig, on_event: Callable[[TrainEvent], None]) -> TrainR
     Where the environment names several ranks they train as one, and rank 0 writes. Raises AfsError for a base that is
     missing, rows over the limit, a recipe that does not fit the base, a loss that stays not finite, a checkpoint of
     another base, recipe or data, a disk that is full; the run folder then says `failed`, its checkpoints and earlier
-    runs are untouched.
+    runs are untouched. Raises RefusedError for what this machine's memory cannot hold.
     """
     from afs_mlx.engine.bases.loading import load_base
     from afs_mlx.engine.bases.location import choose_base
@@ -107,14 +109,20 @@ def train(config: TrainConfig, on_event: Callable[[TrainEvent], None]) -> TrainR
     from afs_mlx.engine.training import lora
     from afs_mlx.engine.training.checkpoints import Checkpoints
     from afs_mlx.engine.training.distributed import World
+    from afs_mlx.engine.training.planning.checking import check_memory, room_before, smaller_base
 
     world = World.join()
     base = choose_base(config.base, config.own_base, config.bases)
     on_event(BaseChosen(base.id, base.demo, base.notice))
+    room = room_before(base.folder, force=config.force)
     set_memory_limits()
     loaded = load_base(base.folder)
     train_set, valid_set = tokenised(config, loaded)
     keys = lora.attach(loaded.model, config.recipe)
+    rows, smaller = (train_set.rows, valid_set.rows), smaller_base(base.id, config.bases)
+    tight = check_memory(loaded.model, config.recipe, *rows, room, smaller_base=smaller, force=config.force)
+    if tight:
+        on_event(Warned(tight))
     identity = _identity(config.recipe, base, train_set, valid_set)
     if world.first and config.resume is not None:
         # Before the run is touched: one that is refused stays what it was.

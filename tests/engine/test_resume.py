@@ -341,6 +341,46 @@ def test_a_stop_before_a_rollback_changes_nothing(
     assert_same_end(training.run(resume=True), expected)
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_several_stops_before_a_rollback_change_nothing(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+) -> None:
+    """However many stops there were, the checkpoint that is rolled back to is still there."""
+    spoiling(monkeypatch, 8)
+    expected = Training(tiny_base, tmp_path / "whole").run()
+    training = Training(tiny_base, tmp_path / "run", keep_checkpoints=keep)
+    for step in (5, 6, 7):
+        training.run(resume=step > 5, stop=at(Stepped, step))
+    assert_same_end(training.run(resume=True), expected)
+    assert len(training.checkpoints.names()) == keep
+
+
+def test_a_kill_after_a_stop_and_before_a_rollback_changes_nothing(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoiling(monkeypatch, 7)
+    expected = Training(tiny_base, tmp_path / "whole").run()
+    training = Training(tiny_base, tmp_path / "run")
+    training.run(stop=at(Stepped, 5))
+    for event in (at(Stepped, 6), lambda event: isinstance(event, RolledBack)):
+        with pytest.raises(Killed):
+            training.run(resume=True, kill=event)
+    assert_same_end(training.run(resume=True), expected)
+
+
+def test_a_stop_between_rollbacks_changes_nothing(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows given up and the rate's factor of the first are known to the second."""
+    spoiling(monkeypatch, 6, 8)
+    expected = Training(tiny_base, tmp_path / "whole").run()
+    for stops in ((5,), (7,), (5, 7)):
+        training = Training(tiny_base, tmp_path / str(stops))
+        for number, step in enumerate(stops):
+            training.run(resume=number > 0, stop=at(Stepped, step))
+        assert_same_end(training.run(resume=True), expected)
+
+
 # What is found on disk
 
 

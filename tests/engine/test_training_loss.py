@@ -427,6 +427,7 @@ def test_dropout_keeps_the_mean_and_drops_its_share(tiny_base: Path) -> None:
 def test_a_second_training_of_a_model_draws_its_own_masks(tiny_base: Path) -> None:
     first = dropping(tiny_base)
     second = Losses(first.model, recipe_of(layers=3, dropout=0.3), first.rows, None, "")
+    second.prepare(lambda event: None)
     parameters, batch = first.model.trainable_parameters(), second.batch([0, 1, 2, 3])
     losses = [second.loss_and_gradients(parameters, batch, mx.random.key(n))[0].item() for n in (1, 1, 2)]
     assert losses[0] == losses[1]

@@ -36,11 +36,11 @@ class Checkpoints:
     identity: dict[str, str]
     keep: int
 
-    def save(self, snapshot: Snapshot, *, extra: bool = False) -> str:
+    def save(self, snapshot: Snapshot, every: int = 1) -> str:
         """Write one, remove the oldest beyond `keep`, later ones that were passed over, and halves; returns its name.
 
-        An `extra` one, made because a person stopped the run, does not count among `keep`. Raises AfsError when the
-        disk is full; the earlier ones are untouched.
+        One between the steps that are multiples of `every`, made because a person stopped the run, does not count among
+        `keep` and goes with the next. Raises AfsError when the disk is full; the earlier ones are untouched.
         """
         for half in self.folder.glob(".step-*"):  # a process was killed while it saved
             shutil.rmtree(half, ignore_errors=True)
@@ -56,9 +56,9 @@ class Checkpoints:
             write_json(folder / NUMBERS, {**facts, "progress": snapshot.progress.as_json()})
 
         write_folder(self.folder / name, fill)
-        earlier = [other for other in self.names() if other <= name]
-        later = [other for other in self.names() if other > name]
-        for old in [*earlier[: -(self.keep + extra)], *later]:
+        names = self.names()
+        scheduled = [other for other in names if other <= name and int(other[5:]) % every == 0]
+        for old in set(names) - {name, *scheduled[-self.keep :]}:
             shutil.rmtree(self.folder / old, ignore_errors=True)
         return name
 

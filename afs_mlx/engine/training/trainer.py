@@ -150,7 +150,8 @@ class Loop:
                 continue
             stopped = self.world.any(self.should_stop())
             if window.validates:
-                self._validate()
+                if not self._validate():
+                    continue
                 early = self._is_late()
             if stopped or self._is_scheduled():
                 self._save()
@@ -178,7 +179,7 @@ class Loop:
         if not wrong and not math.isfinite(norm.item()):
             wrong = "the gradient is not finite"
         if wrong:
-            self._roll_back(number, wrong, rate)
+            self._roll_back(number, wrong)
             return False
         self.optimizer.learning_rate = rate
         self.parameters = self.optimizer.apply_gradients(gradients, self.parameters)
@@ -215,8 +216,11 @@ class Loop:
             tokens = round(counted)
         return total, gradients, weight, tokens
 
-    def _validate(self) -> None:
-        """The mean loss over every supervised token of the validation set; keeps the weights when it is the lowest."""
+    def _validate(self) -> bool:
+        """The mean loss over every supervised token of the validation set; keeps the weights when it is the lowest.
+
+        False when it was not finite and the training was rolled back.
+        """
         began = self.around.clock()
         total, weight = 0.0, 0.0
         for group in self.valid_groups:
@@ -228,8 +232,11 @@ class Loop:
         total, weight = self.world.sum_numbers([total, weight])
         progress = self.progress
         if not math.isfinite(total):
-            fix = "lower learning_rate, or check the base with `afs-mlx doctor`"
-            raise AfsError("the validation loss is not finite", f"step {progress.step}", fix)
+            wrong = "the validation loss is not finite"
+            if progress.step == 0:
+                raise AfsError(wrong, "step 0", "lower learning_rate, or check the base with `afs-mlx doctor`")
+            self._roll_back(progress.step, wrong)
+            return False
         loss = total / weight
         best = loss < progress.best_loss
         progress.worse_in_a_row = 0 if best else progress.worse_in_a_row + 1
@@ -243,6 +250,7 @@ class Loop:
                 self.on_event(sample)
         progress.validations += 1
         progress.validation_s += self.around.clock() - began
+        return True
 
     def _is_late(self) -> bool:
         late = 0 < self.recipe.patience <= self.progress.worse_in_a_row
@@ -250,13 +258,13 @@ class Loop:
             self.on_event(StoppedEarly(self.progress.step, self.progress.worse_in_a_row))
         return late
 
-    def _roll_back(self, failed_step: int, reason: str, rate: float) -> None:
+    def _roll_back(self, failed_step: int, reason: str) -> None:
         """Back to the last good state, at half the rate, without the rows that went wrong."""
         before = self.progress
         if before.rollbacks >= MOST_ROLLBACKS:
             raise AfsError(
                 f"{reason} at step {failed_step}, also after {MOST_ROLLBACKS} rollbacks",
-                f"learning rate {rate:.2g}",
+                f"learning rate × {before.rate_factor:g}",
                 "lower learning_rate or clip_norm, and look at the rows; checkpoints before this are intact",
             )
         self._restore(self.good)
@@ -274,7 +282,7 @@ class Loop:
         self.began = self.around.clock()
         self.good = self._snapshot()
         if self.around.checkpoints and self.world.first:
-            name = self.around.checkpoints.save(self.good, extra=not self._is_scheduled())
+            name = self.around.checkpoints.save(self.good, self.recipe.checkpoint_steps)
             self.on_event(Saved(self.progress.step, name))
         self.world.barrier()
 

@@ -61,9 +61,12 @@ class RowFile:
 
     def finish(self) -> None:
         """All rows are written: from now on others may find the file."""
-        self._map.flush()
         whole = self._path.with_name(f"{self._path.name.split('.')[0]}.bin")
-        self._path.replace(whole)
+        try:
+            self._map.flush()
+            self._path.replace(whole)
+        except OSError as error:
+            raise disk_error(error, whole) from error
         self._path = whole
 
 

@@ -4,6 +4,8 @@ The counts are priors: the probe corrects each part by a factor of its own. What
 batch and with the recipe. The constants of memory were fitted on a CPU, in float32, to blocks of smollm2-135m's size.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from afs_mlx.engine.training.planning.cells import Cells
@@ -12,15 +14,18 @@ from afs_mlx.schema.recipe import Recipe
 
 FIXED_TOKENS = 8  # a pass over the weights takes about as long as so many tokens' computation, however few there are
 ATTENTION_SLOWNESS = 3.0  # a multiplication there takes so many times one in a large matrix
-# Of one block, as shares of what the gradient keeps of a token there:
-FORWARD = 0.8  # what exists while it is computed
-BACKWARD = 1.6  # what exists, beside what was kept, while it is differentiated
-TAIL_BACKWARD = 1.5  # likewise of the last block's tail, of what is kept there
-RECOMPUTED = 2.5  # what exists while it is computed again and differentiated
-SCORES = 3.0  # matrices of scores that exist while attention is computed, or differentiated
-LOGIT_COPIES = 10  # logits and what their exponentials are made from
-PLAIN_LOGIT_COPIES = 5  # with mlx's own exponential
-HEAD_STATES = 5  # hidden states of answers, their targets' rows and gradients
+# Of one block, as multiples of what the gradient keeps of a token there:
+FORWARD = 1.2  # what exists while it is computed
+BACKWARD = 1.5  # what exists, beside what was kept, while it is differentiated
+TAIL_BACKWARD = 2.2  # likewise of the last block's tail, of what is kept there
+RECOMPUTED = 3.0  # what exists while it is computed again and differentiated
+DROPPED = 1.25  # elements that dropout keeps of each one of an input: the rest and a mask of bytes
+SCORES = 4.5  # matrices of scores that exist while one of our query blocks is differentiated
+PLAIN_SCORES = 2.4  # likewise of mlx's attention
+FORWARD_SCORES, PLAIN_FORWARD_SCORES = 3.0, 1.0  # likewise forward
+LOGIT_COPIES = 10.5  # logits and what their exponentials are made from; mlx runs ahead of the slower kernels
+PLAIN_LOGIT_COPIES = 4  # where all logits exist at once and mlx makes the loss of them
+HEAD_STATES = 2  # hidden states of answers and their targets' rows
 CHUNK_LOGITS = 1000  # head_chunk counts logits in thousands
 LEAST_SLICE = 256  # the head's slice of the vocabulary is never narrower
 
@@ -63,62 +68,83 @@ def frozen_work(columns: Columns, model: ModelShape, recipe: Recipe) -> Parts:
     }
 
 
+@dataclass(frozen=True)
+class _Moment:
+    """What exists at one point of a pass: elements, scores of a head, logits, and copies of the adapter's gradient."""
+
+    elements: Column
+    scores: Column
+    logits: Column
+    gradients: float
+
+
 def held(columns: Columns, model: ModelShape, recipe: Recipe, *, training: bool) -> Parts:
     """Bytes above what stays, at the worst moment of one pass.
 
     With the gradient, what every adapted block keeps waits for the backward pass; the worst moment is in the head, in
-    the last block or in the one below. Checkpointed, a block keeps its input alone. Forward alone holds one block's.
+    the last block, in the one below or, for a large adapter, at the end. Checkpointed, a block keeps its input alone.
+    Forward alone holds one block's.
     """
     cells, size = Cells.of(columns, recipe), model.activation_bytes
-    moments = _forward(columns, cells, model, recipe)
-    if training:
-        moments = _checkpointed(columns, cells, model, recipe) if recipe.grad_checkpoint else []
-        moments += _backward(columns, cells, model, recipe) if not recipe.grad_checkpoint else []
-    elements, scores, logits = (np.stack(each) for each in zip(*moments, strict=True))
-    total = size * (elements + model.heads * scores) + 4 * logits
-    worst = np.argmax(total, axis=0), np.arange(len(columns.tokens))
-    trained = 4 * model.trained_parameters(recipe) * training
-    return {
-        "gradients": np.full_like(columns.tokens, trained * (1 + (recipe.accumulation > 1))),
-        "activations": size * elements[worst],
-        "attention": size * model.heads * scores[worst],
-        "head": 4 * logits[worst],
+    way = _checkpointed if recipe.grad_checkpoint else _backward
+    moments = (way if training else _forward)(columns, cells, model, recipe)
+    adapter = 4 * model.trained_parameters(recipe)
+    waits = training and recipe.accumulation > 1
+    parts = {
+        "gradients": np.stack(
+            [np.full_like(m.elements, adapter * (m.gradients * (1 + waits) + waits)) for m in moments]
+        ),
+        "activations": size * np.stack([m.elements for m in moments]),
+        "attention": size * model.heads * np.stack([m.scores for m in moments]),
+        "head": 4 * np.stack([m.logits for m in moments]),
     }
+    total: Column = sum(parts.values(), np.zeros_like(parts["head"]))
+    worst = np.argmax(total, axis=0), np.arange(len(columns.tokens))
+    return {name: part[worst] for name, part in parts.items()}
 
 
-type Moment = tuple[Column, Column, Column]  # elements, scores of one head, logits
-
-
-def _forward(columns: Columns, cells: Cells, model: ModelShape, recipe: Recipe) -> list[Moment]:
+def _forward(columns: Columns, cells: Cells, model: ModelShape, recipe: Recipe) -> list[_Moment]:
     block = FORWARD * _kept(model, recipe)[0] * columns.tokens
     zero = np.zeros_like(block)
-    return [(block, SCORES * cells.largest, zero), (model.width * columns.tokens, zero, _head(columns, model, recipe))]
+    head = _head(columns, model, recipe)
+    return [
+        _Moment(block, FORWARD_SCORES * cells.largest, zero, 0),
+        _Moment(model.width * columns.tokens, zero, head, 0),
+    ]
 
 
-def _backward(columns: Columns, cells: Cells, model: ModelShape, recipe: Recipe) -> list[Moment]:
+def _backward(columns: Columns, cells: Cells, model: ModelShape, recipe: Recipe) -> list[_Moment]:
     adapted = model.adapted_blocks(recipe)
     token, tail = _kept(model, recipe)
     tokens, answers = columns.tokens, columns.supervised if recipe.speed.lean else columns.tokens
-    below = (adapted - 1) * token * tokens
-    last = token * tokens - tail * (tokens - answers)
-    zero = np.zeros_like(below)
+    block = token * tokens + cells.masks
+    last = block - tail * (tokens - answers)
+    stored, scores = (adapted - 1) * block + last, adapted * cells.kept
+    computed, zero = _scores(cells, recipe), np.zeros_like(block)
     moments = [
-        (below + last, adapted * cells.kept, _head(columns, model, recipe)),
-        (below + last + TAIL_BACKWARD * tail * answers, adapted * cells.kept + SCORES * cells.largest, zero),
+        _Moment(stored, scores, _head(columns, model, recipe), 0),
+        _Moment(stored + TAIL_BACKWARD * tail * answers, scores, zero, 0),
+        _Moment((adapted - 1) * block + (1 + BACKWARD) * (token - tail) * tokens, scores + computed, zero, 0),
     ]
     if adapted > 1:
-        scores = (adapted - 1) * cells.kept + SCORES * cells.largest
-        moments.append((below + BACKWARD * token * tokens, scores, zero))
+        working = BACKWARD * block
+        scores = (adapted - 1) * cells.kept + computed
+        moments.append(_Moment((adapted - 1) * block + working, scores, zero, 1 / adapted))
+        moments.append(_Moment(block + working, cells.kept + computed, zero, 1))
     return moments
 
 
-def _checkpointed(columns: Columns, cells: Cells, model: ModelShape, recipe: Recipe) -> list[Moment]:
-    inputs = model.width * model.adapted_blocks(recipe) * columns.tokens
-    again = RECOMPUTED * _kept(model, recipe)[0] * columns.tokens
-    zero = np.zeros_like(inputs)
+def _checkpointed(columns: Columns, cells: Cells, model: ModelShape, recipe: Recipe) -> list[_Moment]:
+    adapted = model.adapted_blocks(recipe)
+    token, tail = _kept(model, recipe)
+    tokens, answers = columns.tokens, columns.supervised if recipe.speed.lean else columns.tokens
+    inputs = model.width * adapted * tokens
+    again = token * tokens - (tail * (tokens - answers) if adapted == 1 else 0)
+    scores, zero = cells.kept + _scores(cells, recipe), np.zeros_like(inputs)
     return [
-        (inputs + again, cells.kept + SCORES * cells.largest, zero),
-        (inputs, zero, _head(columns, model, recipe)),
+        _Moment(inputs, zero, _head(columns, model, recipe), 0),
+        _Moment(inputs + RECOMPUTED * again, scores, zero, 1 / adapted),
+        _Moment(RECOMPUTED * again, scores, zero, 1),
     ]
 
 
@@ -126,13 +152,19 @@ def _kept(model: ModelShape, recipe: Recipe) -> tuple[float, float]:
     """Elements that the backward pass of a block needs of a token: in all, and of the part behind attention."""
     heads = model.query_width + 2 * model.kv_heads * model.head_width
     tail = model.query_width + 3 * model.width + 4 * model.feed_forward  # gate, up, sigmoid, their product
-    return 2 * model.width + 2 * heads + tail, tail
+    # Dropout keeps each adapted matrix's input anew, and what was dropped; DoRA its output before the length.
+    adapter = model.target_sides / 2 * (DROPPED * (recipe.dropout > 0) + (recipe.method == "dora"))
+    return 2 * model.width + 2 * heads + tail + adapter, tail
+
+
+def _scores(cells: Cells, recipe: Recipe) -> Column:
+    return (SCORES if recipe.speed.fast_exp else PLAIN_SCORES) * cells.largest
 
 
 def _head(columns: Columns, model: ModelShape, recipe: Recipe) -> Column:
     """Elements, all of float32: logits that exist at a time, a slice of the vocabulary after the other, and states."""
     speed = recipe.speed
-    copies = LOGIT_COPIES if speed.fast_exp and speed.supervised_head else PLAIN_LOGIT_COPIES
+    copies = LOGIT_COPIES if speed.supervised_head else PLAIN_LOGIT_COPIES
     every = columns.scored * model.vocabulary
     if speed.head_chunk and speed.supervised_head:
         every = np.minimum(every, np.maximum(speed.head_chunk * CHUNK_LOGITS, LEAST_SLICE * columns.scored))

@@ -7,7 +7,7 @@ import numpy as np
 
 from afs_mlx.engine.training.planning.shapes import Column
 
-NOISE = 0.03  # relative spread of a measurement
+NOISE = 0.05  # relative spread of a measurement
 TIME_DOUBT, MEMORY_DOUBT = 0.7, 0.3  # relative spread of a counted cost around the real one
 
 

@@ -14,6 +14,7 @@ from afs_mlx.engine.training.planning.room import Room
 from afs_mlx.engine.training.planning.shapes import Columns, ModelShape, Shapes
 from afs_mlx.schema.recipe import Recipe
 
+ALLOCATED = 0.05  # of what comes and goes, what the allocator takes beside it
 MARGIN = 1.15  # how far a forecast may be off: what fits without it is tight
 
 type Verdict = Literal["fits", "tight", "swaps", "impossible"]
@@ -40,6 +41,7 @@ class Proposal:
 
     changes: Mapping[str, Change]
     peak_bytes: int
+    needed_bytes: int
     time_s: float
     verdict: Verdict
     alters_learning: bool
@@ -84,7 +86,7 @@ class Forecast:
 
     def remedies(self) -> list[str]:
         """The proposals as text to type, with what each takes."""
-        return [f"{p.settings}  ({gigabytes(p.peak_bytes)}, {self._beside(p)})" for p in self.proposals]
+        return [f"{p.settings}  ({gigabytes(p.needed_bytes)}, {self._beside(p)})" for p in self.proposals]
 
     def refuse(self) -> RefusedError:
         """The error for a training that cannot run here."""
@@ -103,7 +105,7 @@ def forecast(job: Job, recipe: Recipe, calibration: Calibration, shapes: Shapes 
     memory = _memory(job, recipe, calibration, shapes)
     time = _time(job, recipe, calibration, shapes)
     peak = math.ceil(sum(memory.values()))
-    needed = peak + job.probe.process_bytes
+    needed = peak + job.probe.process_bytes + round(ALLOCATED * (peak - memory["resident"]))
     return Forecast(
         peak_bytes=peak,
         needed_bytes=needed,
@@ -136,6 +138,9 @@ def _memory(job: Job, recipe: Recipe, calibration: Calibration, shapes: Shapes) 
             at = int(np.argmax(sum(sized.values())))
             here = {name: float(column[at]) for name, column in sized.items()}
             worst = max(worst, here, key=lambda found: sum(found.values()))
+    # While the optimizer updates: the gradient, the clipped one, new weights and a new state beside the old.
+    update = {"gradients": 4 * model.trained_parameters(recipe) * (2 + (probe.copies - 1) / 2)}
+    worst = max(worst, update, key=lambda found: sum(found.values()))
     adapter = 4 * probe.copies * (model.trained_parameters(recipe) - model.trained_parameters(probe.recipe))
     return {
         "resident": probe.resident_bytes + adapter,

@@ -1,4 +1,4 @@
-"""A few steps of a training, measured: what the forecast is calibrated on. Writes nothing, leaves the model as it was."""
+"""A few steps of a training, measured, to calibrate the forecast on. Writes nothing, leaves the model as it was."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +14,10 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.generate import generate_step
 
 from afs_mlx.engine.training import optimizers
+from afs_mlx.engine.training.batches import group_by_length
 from afs_mlx.engine.training.compute.losses import Losses, Parameters
 from afs_mlx.engine.training.dropout import step_key
+from afs_mlx.engine.training.lora import adapter_weights
 from afs_mlx.engine.training.planning.calibration import PROCESS_BYTES, FrozenPass, Measured, Probe
 from afs_mlx.engine.training.planning.costs import work
 from afs_mlx.engine.training.planning.reading import RowShapes
@@ -26,8 +28,9 @@ from afs_mlx.engine.training.rows import Row
 from afs_mlx.schema.recipe import Recipe
 
 MOST_S = 40.0  # of probing batches
-SHARE = 0.25  # of the training's own time
+SHARE = 0.3  # of the time of the training's steps
 SAMPLE_TOKENS = 8
+GROWTH_BYTES = 60_000_000  # of Python while it trains: modules that are loaded late, batches, the allocator's tables
 SAVED_BYTES_PER_S = 300e6  # writing and hashing a checkpoint
 SAVE_S = 0.02  # its other files and the folder's renaming
 
@@ -64,12 +67,22 @@ def resident_bytes(model: nn.Module, recipe: Recipe) -> tuple[int, float]:
     The adapter, the optimizer's state of it, both as the last good state, and the best weights. Makes no array.
     """
     arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    adapter = sum(array.nbytes for _, array in tree_flatten(model.trainable_parameters()))
+    adapter = _adapter_bytes(model)
     optimizer = optimizers.make(recipe)
     optimizer.init(model.trainable_parameters())
     states = sum(array.nbytes for array in optimizers.flat(optimizer.state).values()) / adapter
     copies = 3 + 2 * states
     return round(sum(array.nbytes for array in arrays.values()) + (copies - 1) * adapter), copies
+
+
+def process_beside_arrays() -> int:
+    """What the process takes beside mlx's arrays, to be asked with the base loaded.
+
+    Metal's buffers may or may not be among what the system tells, so there a usual size is taken.
+    """
+    if mx.default_device() != mx.cpu:
+        return PROCESS_BYTES
+    return max(0, process_bytes() - mx.get_active_memory() - mx.get_cache_memory()) + GROWTH_BYTES
 
 
 @dataclass
@@ -90,7 +103,7 @@ class _Prober:
         shapes = [self.rows.batch(group, self.recipe) for group in batches]
         chosen = probe_batches(shapes, self.shape, self.recipe, limit_bytes)
         resident, copies = resident_bytes(self.model, self.recipe)
-        beside = _process_beside_arrays()
+        beside = process_beside_arrays()
         for number, index in enumerate(chosen, start=1):
             if self.steps and self.spent_s + self._foreseen_s(shapes[index]) > self._allowed_s():
                 break
@@ -122,24 +135,22 @@ class _Prober:
         shape = self.rows.batch(numbers, self.recipe)
         batch = losses.batch(range(len(numbers)))
         with losses.running():
-            first = self._step(losses, parameters, batch, shape)
-            second = self._step(losses, parameters, batch, shape)
-        self.steps.append(replace(second, seconds=min(first.seconds, second.seconds)))
-        before = mx.get_active_memory()
-        mx.reset_peak_memory()
-        started = time.perf_counter()
-        mx.eval(losses.loss(parameters, batch))
-        extra = mx.get_peak_memory() - before
-        self.steps.append(Measured(shape, time.perf_counter() - started, extra, training=False))
+            self.steps.append(_lower([self._step(losses, parameters, batch, shape) for _ in range(2)]))
+        self.steps.append(_lower([_forward(losses, parameters, batch, shape) for _ in range(2)]))
         self.spent_s += time.perf_counter() - began
 
     def _run_frozen(self, losses: Losses, numbers: Sequence[int]) -> None:
         if losses.frozen is None:
             return
-        began = time.perf_counter()
-        losses.prepare(lambda _: None)
-        self.frozen_s += time.perf_counter() - began
-        self.groups += [self.rows.batch([numbers[i] for i in group], self.recipe) for group in losses.frozen.groups]
+        times = []
+        for _ in range(2):
+            began = time.perf_counter()
+            losses.prepare(lambda _: None)
+            times.append(time.perf_counter() - began)
+        self.frozen_s += min(times)
+        rows = [self.rows.rows[number] for number in numbers]
+        groups = group_by_length(rows, range(len(rows)), self.recipe.batch_tokens)
+        self.groups += [self.rows.batch([numbers[i] for i in group], self.recipe) for group in groups]
 
     def _step(self, losses: Losses, parameters: Parameters, batch: Any, shape: BatchShape) -> Measured:
         """A gradient as the loop takes it, and the update after it."""
@@ -155,9 +166,10 @@ class _Prober:
         mx.eval(loss, gradients)
         seconds = time.perf_counter() - began
         extra = mx.get_peak_memory() - before
-        began = time.perf_counter()
         optimizer = optimizers.make(self.recipe)
         optimizer.init(parameters)
+        mx.eval(optimizer.state)
+        began = time.perf_counter()
         clipped, norm = optim.clip_grad_norm(gradients, self.recipe.clip_norm)
         mx.eval(optimizer.apply_gradients(clipped, parameters), optimizer.state, norm)
         self.update_s = time.perf_counter() - began
@@ -183,13 +195,27 @@ class _Prober:
         if not self.recipe.samples:
             return 0.0, 0.0
         self.model.eval()
-        row = self.rows.rows[-1]
+        row = self.rows.first_valid
         prompt = mx.array(row.tokens[: int(np.argmax(row.supervised))])
         began, times = time.perf_counter(), []
         for _ in generate_step(prompt, self.model, max_tokens=SAMPLE_TOKENS):
             times.append(time.perf_counter() - began)
         token_s = (times[-1] - times[0]) / (len(times) - 1)
         return max(0.0, times[0] - token_s), token_s
+
+
+def _forward(losses: Losses, parameters: Parameters, batch: Any, shape: BatchShape) -> Measured:
+    """A pass without the gradient, as a validation takes it."""
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    began = time.perf_counter()
+    mx.eval(losses.loss(parameters, batch))
+    return Measured(shape, time.perf_counter() - began, mx.get_peak_memory() - before, training=False)
+
+
+def _lower(measured: Sequence[Measured]) -> Measured:
+    """The last one (the first makes buffers and compiles) with the lower time."""
+    return replace(measured[-1], seconds=min(each.seconds for each in measured))
 
 
 @contextmanager
@@ -221,14 +247,10 @@ def _telling(rows: Sequence[Row], numbers: Sequence[int], shared: int) -> list[i
     return [number for number in found if number not in numbers]
 
 
-def _process_beside_arrays() -> int:
-    """Where the system tells; Metal's buffers may or may not be among what it tells, so there a usual size is taken."""
-    if mx.default_device() != mx.cpu:
-        return PROCESS_BYTES
-    return max(PROCESS_BYTES // 4, process_bytes() - mx.get_active_memory() - mx.get_cache_memory())
-
-
 def _checkpoint_bytes(model: nn.Module, copies: float) -> float:
     """Weights, best weights and the optimizer's state."""
-    adapter = sum(array.nbytes for _, array in tree_flatten(model.trainable_parameters()))
-    return adapter * (copies + 1) / 2
+    return _adapter_bytes(model) * (copies + 1) / 2
+
+
+def _adapter_bytes(model: nn.Module) -> int:
+    return sum(array.nbytes for array in adapter_weights(model).values())

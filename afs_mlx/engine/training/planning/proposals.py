@@ -121,7 +121,7 @@ def _on_base(job: Job, changes: Changes) -> Job:
 
 def _proposal(changes: Changes, seen: Forecast) -> Proposal:
     alters = bool(changes.keys() & {"layers", "base"})
-    return Proposal(changes, seen.peak_bytes, seen.time_s, seen.verdict, alters)
+    return Proposal(changes, seen.peak_bytes, seen.needed_bytes, seen.time_s, seen.verdict, alters)
 
 
 def _part_of(other: Proposal, whole: Proposal) -> bool:

@@ -12,6 +12,7 @@ from afs_mlx.engine.training.batches import epoch_batches, group_by_length, shar
 from afs_mlx.engine.training.compute.lean import is_lean
 from afs_mlx.engine.training.compute.losses import COMPILED_LENGTHS
 from afs_mlx.engine.training.compute.padded import head_is_plain
+from afs_mlx.engine.training.lora import adapter_weights
 from afs_mlx.engine.training.planning.shapes import BatchShape, ModelShape, Shapes
 from afs_mlx.engine.training.rows import Row
 from afs_mlx.schema.recipe import Recipe
@@ -24,7 +25,7 @@ type Groups = list[list[int]]
 def model_shape(model: nn.Module, smaller_base: str = "") -> ModelShape:
     """What the planner counts from; `smaller_base` is what `--base` could name instead, on a GPU."""
     arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    trained = {name for name, _ in tree_flatten(model.trainable_parameters())}
+    trained = adapter_weights(model)
     block, arguments = model.layers[0], model.args
     linears = [m for _, m in block.named_modules() if isinstance(m, nn.Linear | nn.QuantizedLinear)]
     weights = sum(_weights(linear) for linear in linears)
@@ -111,6 +112,10 @@ class RowShapes:
         """Tokens that are computed once for all rows."""
         speed = self._shape.applied(recipe).speed
         return self._shared if speed.shared_prompt else 0
+
+    @property
+    def first_valid(self) -> Row:
+        return self.rows[len(self._train)]
 
     def epochs(self, recipe: Recipe) -> list[Groups]:
         """The row numbers of every micro-batch, by epoch."""
