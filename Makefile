@@ -65,7 +65,7 @@ contracts: setup
 docs-check: setup
 	$(BIN)/python docs/commands.py --check
 
-test: setup ## the unit tests: tiny models, no network, under five minutes
+test: setup ## the unit tests: tiny models, no network, some ten minutes on two cores
 	$(BIN)/pytest -m "not smollm2"
 
 test-smollm2: setup ## the tests with the embedded base and the README's commands

@@ -60,7 +60,7 @@ class Head:
         for start in range(0, size, step):
             part = slice(start, min(start + step, size))
             # One slice after the other: else all logits would exist at once.
-            waiting = hidden if pulled is None else mx.depends([hidden], [pulled])[0]
+            waiting = hidden if pulled is None or total is None else mx.depends([hidden], [pulled, total])[0]
             logits = self._logits(waiting, part).astype(mx.float32)
             powers, summed, peak = softmax_parts(logits, fast_exp=fast_exp)
             pull = self._pull(powers.astype(hidden.dtype), part).astype(mx.float32)
