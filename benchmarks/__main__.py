@@ -1,6 +1,6 @@
 """`make bench`: every benchmark in turn."""
 
-from benchmarks import convert, fusing, interpreter, startup, training, training_memory
+from benchmarks import convert, fusing, interpreter, planning, startup, training, training_memory
 
 if __name__ == "__main__":
     startup.main()
@@ -9,3 +9,4 @@ if __name__ == "__main__":
     fusing.main()
     training.main()
     training_memory.main()
+    planning.main()

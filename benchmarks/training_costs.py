@@ -50,13 +50,13 @@ def _timed(work: Callable[[], Any]) -> float:
 
 def ours(rows: int, length: int, layers: int) -> tuple[float, float]:
     """Seconds of a step over all rows, and of the frozen blocks' pass over them."""
+    model = _base()
     import mlx.core as mx
 
     from afs_mlx.engine.training import lora
     from afs_mlx.engine.training.compute.losses import Losses
     from afs_mlx.schema.recipe import Recipe
 
-    model = _base()
     recipe = Recipe(rank=8, alpha=16, layers=layers, batch_tokens=TOKENS)
     lora.attach(model, recipe)
     data = _rows(rows, length)

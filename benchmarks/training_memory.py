@@ -54,9 +54,9 @@ def _rows(rows: int, every: int) -> list[Any]:
 
 def ours(rows: int, every: int, checkpointed: bool) -> dict[str, float]:
     """Peak and loss of our gradient."""
+    model = _model()
     import mlx.core as mx
 
-    model = _model()
     from afs_mlx.engine.training import lora
     from afs_mlx.engine.training.compute.losses import Losses
     from afs_mlx.schema.recipe import Recipe
