@@ -89,4 +89,5 @@ def build(
     if result.trained.interrupted:
         kept = "the adapter so far is saved" if result.trained.improved else "nothing was learnt yet"
         err().print(f"interrupted: {kept}, nothing was fused or exported", style="yellow")
+        notice(f"go on with: afs-mlx build {chosen.label} --resume")
         raise typer.Exit(ExitCode.INTERRUPTED)

@@ -52,15 +52,15 @@ def train(
 
     workspace = Workspace.find()
     request = Request.of(workspace, expert, base, data, out_folder, config, overrides, resume=resume)
-    if hosts:
-        words = _words(expert, base, data, out_folder, config, overrides)
-        flags = [flag for flag, on in (("--resume", resume), ("--force", force), ("--json", as_json)) if on]
-        raise typer.Exit(_on_hosts(hosts, words, flags))
     if plan:
         from afs_mlx.cli.planning import show_plan
 
         show_plan(request, as_json=as_json, force=force)
         return
+    if hosts:
+        words = _words(expert, base, data, out_folder, config, overrides)
+        flags = [flag for flag, on in (("--resume", resume), ("--force", force), ("--json", as_json)) if on]
+        raise typer.Exit(_on_hosts(hosts, words, flags))
     step(f"{'resume' if resume else 'train'} {request.label}")
     stop = threading.Event()
     with stoppable("the adapter", stop), TrainingView(request.title) as view:
@@ -76,12 +76,16 @@ def train(
                 view(event)
 
         result = train_adapter(request.train_config(stop, force=force), on_event)
-    _show(result, request.label, workspace, as_json=as_json)
+    _show(result, workspace, as_json=as_json)
     if result.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)
 
 
-def _show(result: "TrainResult", label: str, workspace: "Workspace", *, as_json: bool) -> None:
+def _show(result: "TrainResult", workspace: "Workspace", *, as_json: bool) -> None:
+    from afs_mlx.core.ranks import rank_here
+    from afs_mlx.runs.folder import Run
+    from afs_mlx.runs.overview import resume_command
+
     if as_json:
         emit_json({"run": str(result.path), **{key: value for key, value in vars(result).items() if key != "path"}})
     else:
@@ -93,8 +97,8 @@ def _show(result: "TrainResult", label: str, workspace: "Workspace", *, as_json:
             markup=False,
         )
         out().print(workspace.shown(result.path), markup=False)
-    if result.interrupted:
-        notice(f"go on with: afs-mlx train {label} --resume")
+    if result.interrupted and rank_here() == 0:
+        notice(f"go on with: {resume_command(Run.read(result.path))}")
     if not result.improved:
         notice(
             "no step was better than the base on the validation rows, so this run will not answer: "

@@ -78,6 +78,15 @@ def test_a_plan_as_json(rows: Path) -> None:
     assert found["machine"]["total_bytes"] == Memory.here().total_bytes
 
 
+def test_a_plan_beside_hosts_plans_and_starts_no_rank(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr("afs_mlx.core.ranks.launch", lambda *arguments, **options: started.append(arguments) or 0)
+    result = asked(rows, "--plan", "--hosts", "2")
+    assert result.exit_code == ExitCode.OK, result.output
+    assert "memory" in result.output
+    assert started == []
+
+
 @pytest.mark.parametrize(("force", "code"), [((), ExitCode.REFUSED), (("--force",), ExitCode.OK)])
 def test_what_cannot_run_here_exits_with_4(
     rows: Path, monkeypatch: pytest.MonkeyPatch, force: tuple[str, ...], code: ExitCode

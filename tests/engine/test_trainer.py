@@ -354,7 +354,7 @@ def test_a_new_adapter_changes_no_answer_and_is_all_that_trains(tiny_base: Path)
     ],
 )
 def test_targets_by_name_or_path(tiny_base: Path, targets: tuple[str, ...], expected: list[str] | None) -> None:
-    keys = lora.target_keys(load_base(tiny_base).model, Recipe(rank=4, targets=targets))
+    keys = lora.attach(load_base(tiny_base).model, Recipe(rank=4, targets=targets))
     assert keys == (expected if expected is not None else keys)
     assert len(keys) == (len(expected) if expected else 7)
 

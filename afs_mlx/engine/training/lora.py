@@ -35,14 +35,6 @@ def attach(model: nn.Module, recipe: Recipe) -> list[str]:
     return keys
 
 
-def target_keys(model: nn.Module, recipe: Recipe) -> list[str]:
-    """The recipe's targets as paths within a block (`self_attn.q_proj`). Raises AfsError when one does not fit."""
-    keys, found = _targets(model, recipe)
-    if found:
-        raise _together(found)
-    return keys
-
-
 def _targets(model: nn.Module, recipe: Recipe) -> tuple[list[str], list[AfsError]]:
     """Keys, and what is wrong with targets and rank, over all blocks that are adapted: they need not be alike."""
     linears: dict[str, nn.Module] = {}
