@@ -145,7 +145,7 @@ class LeanForward:
         mlp = block.mlp
         normed = block.post_attention_layernorm(hidden)
         gate, up = mlp.gate_proj(normed), mlp.up_proj(normed)
-        activated = swiglu(gate, up)[0] if self._fast_exp else nn.silu(gate) * up
+        activated = swiglu(gate, up) if self._fast_exp else nn.silu(gate) * up
         output: mx.array = hidden + mlp.down_proj(activated)
         return output
 

@@ -151,7 +151,8 @@ def _checkpointed(columns: Columns, cells: Cells, model: ModelShape, recipe: Rec
 def _kept(model: ModelShape, recipe: Recipe) -> tuple[float, float]:
     """Elements that the backward pass of a block needs of a token: in all, and of the part behind attention."""
     heads = model.query_width + 2 * model.kv_heads * model.head_width
-    tail = model.query_width + 3 * model.width + 4 * model.feed_forward  # gate, up, sigmoid, their product
+    # Gate, up and their product; mlx's own gate keeps its sigmoid too.
+    tail = model.query_width + 3 * model.width + (3 if recipe.speed.fast_exp else 4) * model.feed_forward
     # Dropout keeps each adapted matrix's input anew, and what was dropped; DoRA its output before the length.
     adapter = model.target_sides / 2 * (DROPPED * (recipe.dropout > 0) + (recipe.method == "dora"))
     return 2 * model.width + 2 * heads + tail + adapter, tail
