@@ -1,6 +1,6 @@
 """`make bench`: every benchmark in turn."""
 
-from benchmarks import convert, fusing, interpreter, planning, startup, training, training_memory
+from benchmarks import convert, fusing, inference, interpreter, planning, startup, training, training_memory
 
 if __name__ == "__main__":
     startup.main()
@@ -10,3 +10,4 @@ if __name__ == "__main__":
     training.main()
     training_memory.main()
     planning.main()
+    inference.main()
