@@ -114,7 +114,7 @@ def chart(panels: dict[str, dict[str, list[tuple[int, float]]]]) -> str:
         parts.append(f'<path d="M{x0} {top}v{height}h{width}" fill="none" stroke="#888"/>')
         for share in (0.25, 0.5, 0.75, 1.0):
             y = top + height * (1 - share)
-            parts.append(f'<text x="{x0 - 4}" y="{y + 4:.0f}" text-anchor="end">{most_y * share:.2g}</text>')
+            parts.append(f'<text x="{x0 - 4}" y="{y + 4:.0f}" text-anchor="end">{most_y * share:.3g}</text>')
         for x in sorted({x for points in sides.values() for x, _ in points}):
             middle, below = x0 + width * x / most_x, top + height + 14
             parts.append(f'<text x="{middle:.0f}" y="{below}" text-anchor="middle">{x}</text>')

@@ -12,9 +12,12 @@ from afs_mlx.cli import (
     build,
     chatting,
     convert,
+    deploy,
     evaluate,
     experts,
     export,
+    export_lmstudio,
+    export_ollama,
     fuse,
     routing,
     runs,
@@ -56,6 +59,8 @@ def options(
 
 export_app = typer.Typer(no_args_is_help=True, help="Write a model for other programs.", rich_markup_mode=None)
 export_app.command("gguf")(handled(export.gguf))
+export_app.command("ollama")(handled(export_ollama.ollama))
+export_app.command("lmstudio")(handled(export_lmstudio.lmstudio))
 export_app.command("peft")(handled(export.peft))
 
 for name, command in (
@@ -66,6 +71,7 @@ for name, command in (
     ("fuse", fuse.fuse),
     ("convert", convert.convert),
     ("build", build.build),
+    ("deploy", deploy.deploy),
     ("route", routing.route),
     ("chat", chatting.chat),
 ):

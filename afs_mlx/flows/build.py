@@ -17,6 +17,7 @@ from afs_mlx.pipelines.prepare import PrepareConfig, PrepareResult, prepare
 from afs_mlx.pipelines.train import TrainConfig, TrainEvent, TrainResult, train
 from afs_mlx.runs.folder import Run
 from afs_mlx.schema.recipe import Recipe
+from afs_mlx.schema.verification import Check
 
 STAGES = ("data", "base score", "train", "score", "fuse", "export")
 
@@ -58,7 +59,7 @@ class TensorWritten:
     total: int
 
 
-type BuildEvent = StageStarted | CaseDone | TrainEvent | TensorWritten
+type BuildEvent = StageStarted | CaseDone | TrainEvent | TensorWritten | Check
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def build(config: BuildConfig, on_event: Callable[[BuildEvent], None]) -> BuildR
             sampling=expert.sampling,
         ),
         lambda done, total: on_event(TensorWritten(done, total)),
+        on_event,
     )
     return BuildResult(data, before, trained, after, fused, exported)
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from afs_mlx.answering import Answerer
-from afs_mlx.core.files import read_json, write_json
+from afs_mlx.core.files import read_json, sha256_of, write_json
 from afs_mlx.core.manifest import input_file, provenance
 from afs_mlx.core.paths import Workspace
 from afs_mlx.evaluation.gate import Measured, Verdict, gate
 from afs_mlx.evaluation.run import check_scores, overall, run_suite
 from afs_mlx.evaluation.suites import load_suite
+from afs_mlx.runs.folder import WEIGHTS
 from afs_mlx.runs.selection import results_folder
 from afs_mlx.schema.case import CaseResult
 from afs_mlx.schema.expert import Shot, opening_turns
@@ -117,6 +118,7 @@ def evaluate(config: EvaluateConfig, on_event: Callable[[CaseDone], None]) -> Ev
         **asked,
         "demo": config.demo,
         "adapter": config.adapter.name if config.adapter else "",
+        "adapter_sha256": sha256_of(config.adapter / WEIGHTS) if config.adapter else "",
         "score": score.model_dump() if score else None,
         "checks": {name: value.model_dump() for name, value in checks.items()},
         "gate": verdict.model_dump(),

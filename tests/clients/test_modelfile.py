@@ -8,7 +8,8 @@ from typing import Any
 import jinja2
 import pytest
 
-from afs_mlx.clients.modelfile import CHATML_TEMPLATE, render_modelfile
+from afs_mlx.clients.ollama.modelfile import render_modelfile
+from afs_mlx.clients.ollama.templates import CHATML_TEMPLATE
 from afs_mlx.core.errors import AfsError, UsageError
 from afs_mlx.engine.bases.tiny_qwen2 import CHAT_TEMPLATE, DEFAULT_SYSTEM
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from afs_mlx.cli.errors import stoppable
 from afs_mlx.cli.render.console import duration, err, notice, out, size, step
+from afs_mlx.cli.render.export import ChecksView
 from afs_mlx.cli.render.progress import count_progress
 from afs_mlx.cli.render.training import TrainingView
 from afs_mlx.core.paths import Workspace
@@ -18,6 +19,7 @@ from afs_mlx.experts.catalog import ChosenExpert
 from afs_mlx.flows.build import BuildEvent, BuildResult, StageStarted, TensorWritten
 from afs_mlx.pipelines.evaluate import CaseDone, EvaluateResult
 from afs_mlx.pipelines.train import BaseChosen, RunCreated
+from afs_mlx.schema.verification import Check
 
 WORDS = {
     "data": "read, check and split the rows",
@@ -25,7 +27,7 @@ WORDS = {
     "train": "train the adapter",
     "score": "ask the suite of the trained expert",
     "fuse": "add the adapter to the base",
-    "export": "write GGUF and Modelfile",
+    "export": "write GGUF and Modelfile, hold them against llama.cpp",
 }
 
 
@@ -36,6 +38,7 @@ class BuildView:
         self._workspace, self._stages, self._stop, self._title = workspace, stages, stop, title
         self._stage = ExitStack()
         self._training: TrainingView | None = None
+        self._checks = ChecksView("quick")
         self._count: Callable[[int, int, str], None] = lambda done, total, words: None
 
     def __enter__(self) -> "BuildView":
@@ -54,6 +57,9 @@ class BuildView:
             self._count(event.done, event.total, f"{event.result.id} {words}")
         elif isinstance(event, TensorWritten):
             self._count(event.done, event.total, "")
+        elif isinstance(event, Check):
+            self._stage.close()
+            self._checks(event)
         elif isinstance(event, RunCreated):
             err().print(f"  run {self._workspace.shown(event.path)}", markup=False)
         elif not isinstance(event, BaseChosen) and self._training:

@@ -59,6 +59,12 @@ QWEN2_BIASES = {
     "model.layers.{}.self_attn.v_proj.bias": Entry("blk.{}.attn_v.bias", ("keys",)),
 }
 
+# Each head of q and k is normalised before it rotates, with one weight for all heads.
+QWEN3_NORMS = {
+    "model.layers.{}.self_attn.q_norm.weight": Entry("blk.{}.attn_q_norm.weight", ("head",)),
+    "model.layers.{}.self_attn.k_norm.weight": Entry("blk.{}.attn_k_norm.weight", ("head",)),
+}
+
 # `attention_bias` and `mlp_bias` of a Llama config; the few models that set them are otherwise plain Llamas.
 LLAMA_BIASES = {
     "model.layers.{}.self_attn.q_proj.bias": Entry("blk.{}.attn_q.bias", ("queries",), "heads", "if present"),
@@ -109,6 +115,7 @@ class Layout:
 
 LAYOUTS = {
     "qwen2": Layout("qwen2", {**LAYER, **QWEN2_BIASES}, interleaved=False, scaled=False),
+    "qwen3": Layout("qwen3", {**LAYER, **QWEN3_NORMS}, interleaved=False, scaled=False),
     "llama": Layout("llama", {**LAYER, **LLAMA_BIASES}, interleaved=True, scaled=True),
 }
 

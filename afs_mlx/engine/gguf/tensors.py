@@ -1,41 +1,27 @@
 """Each tensor of the file: its type, its row order, and its bytes made a few rows at a time. Writes nothing."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import gguf
 import numpy as np
-from gguf import GGMLQuantizationType, LlamaFileType
-from gguf.quants import quant_shape_to_byte_shape, quantize
+from gguf import GGMLQuantizationType
+from gguf.quants import quant_shape_to_byte_shape
 
+from afs_mlx.engine.gguf.encoding import Array, encode_rows
 from afs_mlx.engine.gguf.layouts import ROPE_FACTORS, Target
+from afs_mlx.engine.gguf.mixes import KINDS as KINDS
+from afs_mlx.engine.gguf.mixes import LIMITS, Kind, type_of
+from afs_mlx.engine.gguf.scaling import Llama3Scaling
 from afs_mlx.engine.gguf.shape import ModelShape
 from afs_mlx.engine.gguf.source import Packed, Rows, Stored
+from afs_mlx.schema.gguf import GgufType
 
-type FileType = Literal["f32", "f16", "q8_0"]
-type Array = np.ndarray[Any, Any]
+type FileType = GgufType
 
-CHUNK_NUMBERS = 1 << 22  # 16 MB of float32 at a time
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a file type means for matrices: their type, general.file_type, and the largest number that it holds."""
-
-    tensor: GGMLQuantizationType
-    file: LlamaFileType
-    limit: float
-
-
-F16_LIMIT = 65504.0
-KINDS: dict[str, Kind] = {
-    "f32": Kind(GGMLQuantizationType.F32, LlamaFileType.ALL_F32, float(np.finfo(np.float32).max)),
-    "f16": Kind(GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16, F16_LIMIT),
-    "q8_0": Kind(GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0, F16_LIMIT * 127),  # its scale is an f16
-}
-LIMITS = {kind.tensor: kind.limit for kind in KINDS.values()}
+CHUNK_NUMBERS = 1 << 18  # 1 MB of float32 at a time, which a processor's cache holds
 
 
 @dataclass(frozen=True)
@@ -56,29 +42,18 @@ class Planned:
 
 
 def plan_tensors(
-    weights: Mapping[str, Stored | Packed],
-    targets: Mapping[str, Target],
-    shape: ModelShape,
-    matrix_type: GGMLQuantizationType,
+    weights: Mapping[str, Stored | Packed], targets: Mapping[str, Target], shape: ModelShape, kind: Kind
 ) -> list[Planned]:
     """Every tensor in file order, with its type and row order."""
     plan = []
     for source_name, target in targets.items():
         order = _interleaved(target.shape[0], target.rotating_heads) if target.rotating_heads else None
-        chosen = _type_for(target.shape, matrix_type)
+        chosen = type_of(target.gguf, target.shape, kind, layers=shape.layers, tied=shape.tied)
         plan.append(Planned(target.gguf, target.shape, chosen, weights[source_name], source_name, order))
-    if shape.rope_scaling is not None:
+    if isinstance(shape.rope_scaling, Llama3Scaling):
         factors = (shape.head_width // 2,)
         plan.append(Planned(ROPE_FACTORS, factors, GGMLQuantizationType.F32, None, "rope_scaling", None))
     return plan
-
-
-def _type_for(shape: tuple[int, ...], matrix_type: GGMLQuantizationType) -> GGMLQuantizationType:
-    """Vectors stay float32, as llama.cpp wants norms and biases; rows that do not fill Q8_0's blocks become F16."""
-    if len(shape) == 1:
-        return GGMLQuantizationType.F32
-    block, _ = gguf.GGML_QUANT_SIZES[matrix_type]
-    return GGMLQuantizationType.F16 if shape[-1] % block else matrix_type
 
 
 def _interleaved(rows: int, heads: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -86,31 +61,42 @@ def _interleaved(rows: int, heads: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
 
 
-def encode(planned: Planned, shape: ModelShape, found: list[str]) -> Array:
-    """The bytes of one tensor, a chunk of rows at a time; adds to `found` what is not finite or too large."""
+def encode(planned: Planned, shape: ModelShape, found: list[str], pool: Executor) -> Array:
+    """The bytes of one tensor, chunks of rows at a time; adds to `found` what is not finite or too large."""
     if planned.source is None:
-        assert shape.rope_scaling is not None  # for the type checker: `plan_tensors` made the entry from it
+        assert isinstance(shape.rope_scaling, Llama3Scaling)  # for the type checker: `plan_tensors` made it from that
         return shape.rope_scaling.factors(shape.head_width, shape.rope_theta).view(np.uint8)
     encoded = np.empty(planned.byte_shape, dtype=np.uint8)
     rows = planned.shape[0]
-    step = max(1, CHUNK_NUMBERS // math.prod(planned.shape[1:]))
-    bytes_per_row = encoded.size // rows
-    flat = encoded.reshape(rows, bytes_per_row)
-    unfit, largest = 0, 0.0
-    for start in range(0, rows, step):
-        chosen: Rows = slice(start, start + step) if planned.order is None else planned.order[start : start + step]
-        numbers = planned.source.floats(chosen)
+    flat = encoded.reshape(rows, encoded.size // rows)
+    source = planned.source
+
+    def fill(chunk: tuple[slice, Rows]) -> tuple[float, int]:
+        where, chosen = chunk
+        numbers = source.floats(chosen)
         top = float(max(numbers.max(), -numbers.min()))  # NaN when there is one: then it is counted, which is slower
-        if math.isfinite(top):
-            largest = max(largest, top)
-        else:
-            unfit += int(np.count_nonzero(~np.isfinite(numbers)))
-        with np.errstate(all="ignore"):  # what does not fit is reported below
-            flat[start : start + step] = quantize(numbers, planned.type).view(np.uint8).reshape(-1, bytes_per_row)
-    if unfit:
-        found.append(f"{planned.source_name}: {unfit} of {math.prod(planned.shape)} numbers are NaN or infinite")
-    elif largest > LIMITS[planned.type]:
+        if not math.isfinite(top):
+            return 0.0, int(np.count_nonzero(~np.isfinite(numbers)))
+        with np.errstate(over="ignore", invalid="ignore"):  # what is too large is reported below
+            flat[where] = encode_rows(numbers, planned.type)
+        return top, 0
+
+    # mlx unpacks, and wants to stay in its thread.
+    mapped = map if isinstance(source, Packed) else pool.map
+    tops, unfit = zip(*mapped(fill, _chunks(planned)), strict=True)
+    if sum(unfit):
+        found.append(f"{planned.source_name}: {sum(unfit)} of {math.prod(planned.shape)} numbers are NaN or infinite")
+    elif max(tops) > LIMITS[planned.type]:
         found.append(
-            f"{planned.source_name}: {largest:.6g} is beyond {LIMITS[planned.type]:g}, the range of {planned.type.name}"
+            f"{planned.source_name}: {max(tops):.6g} is beyond {LIMITS[planned.type]:g}, "
+            f"the range of {planned.type.name}"
         )
     return encoded
+
+
+def _chunks(planned: Planned) -> Iterator[tuple[slice, Rows]]:
+    """Rows of the file, and where each comes from."""
+    step = max(1, CHUNK_NUMBERS // math.prod(planned.shape[1:]))
+    for start in range(0, planned.shape[0], step):
+        where = slice(start, start + step)
+        yield where, where if planned.order is None else planned.order[where]

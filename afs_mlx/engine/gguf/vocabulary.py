@@ -33,7 +33,7 @@ PRE_TOKENIZERS: dict[tuple[Steps, bool], str] = {
     ((SINGLE_DIGITS, GPT2_WORDS), False): "smollm",
     ((GPT2_WORDS,), False): "gpt-2",
 }
-FIX = "export a model with the tokenizer of Qwen2, Llama 3, SmolLM or GPT-2, unchanged"
+FIX = "export a model with the tokenizer of Qwen2, Qwen3, Llama 3, SmolLM or GPT-2, unchanged"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Vocabulary:
     tokens: tuple[str, ...]
     types: tuple[TokenType, ...]
     merges: tuple[str, ...]
-    special_ids: Mapping[str, int]  # gguf's names: bos, eos, eot, eom, pad, unk
+    special_ids: Mapping[str, int]  # gguf's names: bos, eos, eot, eom, pad, unk, sep, mask
     add_bos: bool
     add_eos: bool
     chat_templates: Mapping[str, str]
@@ -103,9 +103,11 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], size: int) -> Vocab
 def _unsupported(rules: dict[str, Any]) -> list[str]:
     """What llama.cpp's byte-level BPE has no counterpart for."""
     model = rules.get("model")
-    if not isinstance(model, dict) or model.get("type") != "BPE" or not model.get("merges"):
-        kind = model.get("type") if isinstance(model, dict) else None
+    kind = model.get("type") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or kind != "BPE":
         raise AfsError(f"a tokenizer of type {kind!r} is not exported, only BPE with merges", "tokenizer.json", FIX)
+    if not model.get("merges"):
+        raise AfsError("the tokenizer has no merges: it would cut every text into bytes", "tokenizer.json", FIX)
     found = [
         f"model.{key}: {model[key]!r}"
         for key in ("byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
@@ -171,7 +173,7 @@ def _special_ids(
 ) -> dict[str, int]:
     """The ids with a meaning. A model that ends its turn in several ways has them as eos, eot and eom."""
     special: dict[str, int] = {}
-    for kind in ("bos", "eos", "pad", "unk"):
+    for kind in ("bos", "eos", "pad", "unk", "sep", "mask"):
         token = settings.get(f"{kind}_token")
         text = token.get("content") if isinstance(token, dict) else token
         if isinstance(text, str) and text in ids:

@@ -2,24 +2,32 @@
 
 import errno
 import math
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGUFWriter
 
-from afs_mlx.core.errors import UsageError, closest, problems
+from afs_mlx.core.errors import AfsError, UsageError, closest, problems
 from afs_mlx.core.files import atomic_path, disk_error, existing_parent, read_json, sha256_of
+from afs_mlx.engine.gguf.encoding import KQUANTS, require_kquants
+from afs_mlx.engine.gguf.header import read_tensor_infos
 from afs_mlx.engine.gguf.layouts import layout_of, match_names
+from afs_mlx.engine.gguf.metadata import add_general
+from afs_mlx.engine.gguf.mixes import KINDS
 from afs_mlx.engine.gguf.shape import ModelShape, read_shape
 from afs_mlx.engine.gguf.source import open_weights
-from afs_mlx.engine.gguf.tensors import KINDS, FileType, Kind, Planned, encode, plan_tensors
+from afs_mlx.engine.gguf.tensors import FileType, Planned, encode, plan_tensors
 from afs_mlx.engine.gguf.vocabulary import read_vocabulary
 
 FIX_NUMBERS = "beyond a range: export as q8_0 or f32; NaN or infinite: the training diverged, use an earlier checkpoint"
+THREADS = min(4, os.cpu_count() or 1)
 METADATA_BYTES = 16 << 20  # more than any vocabulary takes; for the check of the free space only
 
 
@@ -41,12 +49,14 @@ def export_gguf(
     *,
     name: str,
     description: str = "",
+    source: Mapping[str, Any] | None = None,
     on_tensor: Callable[[int, int], None] | None = None,
 ) -> GgufReport:
-    """Write a model folder of the Qwen2 or Llama family as GGUF; `on_tensor` hears (written, total).
+    """Write a model folder of the Qwen2, Qwen3 or Llama family as GGUF; `on_tensor` hears (written, total).
 
-    Matrices get `file_type`, vectors stay float32. The file appears under `out` whole or not at all, and one that was
-    there stays until then. Raises AfsError for a model, tokenizer or weights that cannot be written faithfully.
+    Matrices get `file_type`, vectors stay float32. `source` is a manifest whose identity the file carries, that of the
+    model folder when None. The file appears under `out` whole or not at all, and one that was there stays until then.
+    Raises AfsError for a model, tokenizer or weights that cannot be written faithfully.
     """
     if file_type not in KINDS:
         raise UsageError(f"no such GGUF file type: {file_type}", "file_type", closest(file_type, list(KINDS)))
@@ -60,14 +70,22 @@ def export_gguf(
     shape = read_shape(config, config_path, scaled=layout.scaled)
     vocabulary = read_vocabulary(model_folder, config, shape.vocabulary)
     weights = open_weights(model_folder, config)
+    if "lm_head.weight" in weights and "tie_word_embeddings" not in config:
+        raise AfsError(
+            "tie_word_embeddings is missing, and there is an lm_head.weight: mlx-lm would drop it, transformers use it",
+            str(config_path),
+            "state true or false",
+        )
     targets = match_names(layout, shape, {key: weight.shape for key, weight in weights.items()}, model_folder)
-    plan = plan_tensors(weights, targets, shape, KINDS[file_type].tensor)
+    plan = plan_tensors(weights, targets, shape, KINDS[file_type])
+    if any(planned.type in KQUANTS for planned in plan):
+        require_kquants(file_type)
     _check_space(plan, out)
 
     with atomic_path(out) as temporary:
         writer = GGUFWriter(temporary, layout.architecture)
         try:
-            _add_general(writer, name, description, KINDS[file_type], _license(model_folder))
+            add_general(writer, model_folder, KINDS[file_type], name, description, source)
             shape.add_to(writer)
             vocabulary.add_to(writer)
             for planned in plan:
@@ -96,10 +114,11 @@ def _write(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for number, planned in enumerate(plan, 1):
-            writer.write_tensor_data(encode(planned, shape, found))
-            if on_tensor is not None:
-                on_tensor(number, len(plan))
+        with ThreadPoolExecutor(THREADS) as pool:
+            for number, planned in enumerate(plan, 1):
+                writer.write_tensor_data(encode(planned, shape, found, pool))
+                if on_tensor is not None:
+                    on_tensor(number, len(plan))
     except OSError as error:
         if error.errno is None:  # numpy reports a short write as text only
             raise OSError(errno.ENOSPC, str(error)) from error
@@ -115,40 +134,9 @@ def _check_space(plan: list[Planned], out: Path) -> None:
         raise disk_error(OSError(errno.ENOSPC, f"needs {needed} bytes"), out)
 
 
-def _add_general(writer: GGUFWriter, name: str, description: str, kind: Kind, license_id: str) -> None:
-    writer.add_type("model")
-    writer.add_name(name)
-    writer.add_description(description)
-    writer.add_license(license_id)
-    writer.add_file_type(kind.file)
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-
-
-def _license(folder: Path) -> str:
-    """The licence that the manifest or the head of the model card states, else empty."""
-    manifest = folder / "manifest.json"
-    if manifest.is_file():
-        stated = read_json(manifest, "the manifest").get("license")
-        if isinstance(stated, str):
-            return stated
-    card = folder / "README.md"
-    if card.is_file():
-        lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
-        head = lines[1 : lines.index("---", 1)] if lines[:1] == ["---"] and "---" in lines[1:] else []
-        for line in head:
-            key, _, value = line.partition(":")
-            if key == "license":
-                return value.strip()
-    return ""
-
-
 def _read_back(path: Path, plan: list[Planned], out: Path) -> None:
     """Compare names, types and shapes of the file with the plan."""
-    # GGUF counts axes from the innermost.
-    written = {
-        tensor.name: (tensor.tensor_type, tuple(map(int, reversed(tensor.shape))))
-        for tensor in GGUFReader(path).tensors
-    }
+    written = {key: (info.type, info.shape) for key, info in read_tensor_infos(path).items()}
     planned = {tensor.name: (tensor.type, tensor.shape) for tensor in plan}
     found = [
         f"{name}: {written.get(name, 'absent')} instead of {planned.get(name, 'nothing')}"

@@ -12,7 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from afs_mlx.clients.modelfile import CHATML_TEMPLATE, render_modelfile
+from afs_mlx.clients.ollama.modelfile import render_modelfile
+from afs_mlx.clients.ollama.templates import CHATML_TEMPLATE
 
 HERE = Path(__file__).parent
 HARD_TEXTS = (
