@@ -7,7 +7,7 @@ AFS := $(BIN)/afs-mlx
 STAMP := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup check lint types contracts docs-check format test test-smollm2 test-all lock lock-check bench parity train-din-v2 chat clean
+.PHONY: help setup check lint types contracts docs-check format test test-slow test-smollm2 test-all lock lock-check bench parity train-din-v2 chat clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,14 +65,17 @@ contracts: setup
 docs-check: setup
 	$(BIN)/python docs/commands.py --check
 
-test: setup ## the unit tests: tiny models, no network, some ten minutes on two cores
-	$(BIN)/pytest -m "not smollm2"
+test: setup ## the unit tests: tiny models, no network, some minutes on two cores
+	$(BIN)/pytest -m "not smollm2 and not slow"
+
+test-slow: setup ## trainings killed at random moments, every switch with every other, each curated row
+	$(BIN)/pytest -m "slow and not smollm2"
 
 test-smollm2: setup ## the tests with the embedded base and the README's commands
 	$(AFS) pull smollm2-135m
 	$(BIN)/pytest -m smollm2 --timeout 1200
 
-test-all: test test-smollm2 ## both
+test-all: test test-slow test-smollm2 ## all of them
 
 check: lint types contracts docs-check lock-check test ## everything a change must pass
 

@@ -22,6 +22,7 @@ def _own_folders(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("AFS_MLX_HOME", str(tmp_path / "workspace"))
     monkeypatch.delenv("AFS_MLX_DEBUG", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     # The embedded base is large and read only; its tests use the one that `afs-mlx pull` made.
     if request.node.get_closest_marker("smollm2") is None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

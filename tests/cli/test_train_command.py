@@ -132,6 +132,7 @@ def moments(whole: Place, count: int) -> Iterator[int]:
     yield from sorted(int(i) for i in rng.choice(whole.lines(), count, replace=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(KILLS))
 def test_killed_at_a_random_moment_it_resumes_to_the_same_bytes(whole: Place, tmp_path: Path, number: int) -> None:
     moment = list(moments(whole, KILLS))[number]
@@ -154,6 +155,7 @@ def test_killed_at_a_random_moment_it_resumes_to_the_same_bytes(whole: Place, tm
     assert_same_adapter(place, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [2, 5])
 def test_killed_while_a_checkpoint_is_written(whole: Place, tmp_path: Path, which: int) -> None:
     place = Place(tmp_path)
@@ -171,6 +173,7 @@ def test_killed_while_a_checkpoint_is_written(whole: Place, tmp_path: Path, whic
     assert_same_adapter(place, whole)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(whole: Place, tmp_path: Path) -> None:
     place = Place(tmp_path)
     process = place.train()

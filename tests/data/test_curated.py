@@ -112,6 +112,7 @@ def test_rows_for_bytes_get_shorter(path: Path, assemblies: Mapping[str, Assembl
     assert longer == []
 
 
+@pytest.mark.slow
 @needs_asar
 @both
 def test_every_pair_is_equal_and_cheaper_for_its_goal(path: Path, assemblies: Mapping[str, Assembly]) -> None:

@@ -264,6 +264,7 @@ except AfsError as error:
     assert "--resume" in message
 
 
+@pytest.mark.slow
 def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
     """Rank 0 waits inside MLX, which holds the interpreter's lock there."""
     code = (

@@ -270,6 +270,7 @@ def kept_way(base: Path, shape: str, kept: str, folder: Path, **settings: Any) -
     return Way(load_base(base).model, SAMPLES[shape], recipe_of(layers=2, batch_tokens=48, **settings), folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "every"), [("nothing shared", 5), ("one token shared", 7), ("many shared", 1)])
 def test_no_combination_of_switches_changes_a_gradient(tiny_base: Path, tmp_path: Path, shape: str, every: int) -> None:
     order = everything(SAMPLES[shape])

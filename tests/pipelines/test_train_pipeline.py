@@ -364,6 +364,7 @@ def stopped(step: int, **changes: Any) -> Run:
     return Run.read(result.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", range(1, 10))
 def test_a_stopped_run_goes_on_in_its_folder_to_the_same_bytes(step: int) -> None:
     expected = train(config(OFTEN), ignore)

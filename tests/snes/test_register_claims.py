@@ -252,6 +252,7 @@ def test_odd_characters(text: str, count: int) -> None:
     assert len(claims(text)) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "count"),
     [
