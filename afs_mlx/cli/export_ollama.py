@@ -43,6 +43,8 @@ def ollama(
     workspace = Workspace.find()
     if sum((bool(target), list_ours, bool(remove_tag))) != 1:
         raise UsageError("name one thing to do", "", "afs-mlx export ollama EXPERT, --list, or --remove TAG")
+    if dry_run and not target:
+        raise UsageError("only a registration has a dry run", "--dry-run", "leave it out, or name an expert")
     if file_type and file_type not in GGUF_TYPES:
         raise UsageError(f"there is no type {file_type!r}", "--type", closest(file_type, list(GGUF_TYPES)))
     if list_ours:
@@ -62,6 +64,8 @@ def _ship(workspace: "Workspace", as_json: bool, given: dict[str, Any]) -> None:
 
     with shipping_progress() as on_event:
         result = ship(ShipConfig(catalog=Catalog.load(workspace), workspace=workspace, **given), on_event)
+    for text in result.plan.answerer.notices:
+        notice(text)
     if as_json:
         emit_json(shipped_json(result))
     else:

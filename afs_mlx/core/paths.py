@@ -83,3 +83,9 @@ def cache_folder() -> Path:
     """The user's cache, for what can be made again (the embedded base)."""
     named = os.environ.get("XDG_CACHE_HOME")
     return (Path(named).expanduser() if named else Path.home() / ".cache") / "afs-mlx"
+
+
+def state_folder() -> Path:
+    """The user's state, for what nobody can make again but no project owns: saved conversations, typed lines."""
+    named = os.environ.get("XDG_STATE_HOME")
+    return (Path(named).expanduser() if named else Path.home() / ".local" / "state") / "afs-mlx"

@@ -20,6 +20,7 @@ from afs_mlx.flows import shipping
 from afs_mlx.flows.shipping import ShipEvent, ShipResult, StageStarted, ship
 from afs_mlx.flows.shipping_plan import ShipConfig, ShipPlan, is_demo, plan
 from afs_mlx.pipelines.evaluate import config_for
+from afs_mlx.pipelines.register import check_tag
 from afs_mlx.runs.folder import WEIGHTS, Run
 from afs_mlx.schema.score import Score
 
@@ -55,6 +56,7 @@ def deploy(config: ShipConfig, on_event: Callable[[DeployEvent], None]) -> Deplo
     """
     asked = replace(config, fuse=True)
     planned = plan(asked)
+    check_tag(planned.tag)
     on_event(StageStarted("verdict"))
     judgement = verdict(planned, config.workspace)
     on_event(Judged(judgement))

@@ -15,7 +15,7 @@ from afs_mlx.flows.shipping_plan import ShipConfig as ShipConfig
 from afs_mlx.flows.shipping_plan import ShipPlan, plan
 from afs_mlx.pipelines.export import ExportConfig, ExportResult, current_export, export
 from afs_mlx.pipelines.fuse import FuseConfig, FuseResult, fuse
-from afs_mlx.pipelines.register import RegisterConfig, RegisterResult, register
+from afs_mlx.pipelines.register import RegisterConfig, RegisterResult, check_tag, ready, register
 from afs_mlx.schema.sampling import Sampling
 from afs_mlx.schema.verification import Check
 
@@ -74,12 +74,15 @@ def ship(config: ShipConfig, on_event: Callable[[ShipEvent], None]) -> ShipResul
     ours or a fused model that agrees too little.
     """
     planned = plan(config)
+    check_tag(planned.tag)
     found = current(planned)
     if config.dry_run:
         return ShipResult(
             planned, None, found, _register(config, planned, found, on_event), bool(found), config.overrode
         )
     fused, reused = None, found is not None
+    if not reused:  # minutes of work: a server that is off or a name that is taken is said before it
+        ready(planned.tag, config.workspace.fused / RECORD, host=config.host, force=config.force)
     if planned.fuse and planned.answerer.run is not None:
         on_event(StageStarted("fuse"))
         fused = _fuse(config, planned)
@@ -124,8 +127,7 @@ def _export(config: ShipConfig, planned: ShipPlan, on_event: Callable[[ShipEvent
 
 def _write_modelfile(planned: ShipPlan) -> None:
     """The one of now: the prompt may have changed since the GGUF was written, and a bare base's file is shared."""
-    relative = planned.gguf.relative_to(planned.modelfile.parent, walk_up=True)
-    text, _ = modelfile_or_note(planned.content, f"./{relative.as_posix()}")
+    text, _ = modelfile_or_note(planned.content, planned.gguf_from_modelfile)
     write_text(planned.modelfile, text)
 
 
@@ -147,6 +149,7 @@ def _register(
             sha256=exported.sha256 if exported else "",
             tag=planned.tag,
             content=planned.content,
+            gguf_from_modelfile=planned.gguf_from_modelfile,
             record=config.workspace.fused / RECORD,
             host=config.host,
             expert=expert.label if expert else "",

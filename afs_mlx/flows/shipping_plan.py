@@ -11,9 +11,9 @@ from afs_mlx.core.errors import MissingError
 from afs_mlx.core.files import read_json, sha256_of
 from afs_mlx.core.paths import Workspace
 from afs_mlx.engine.bases.chat_format import chat_format, stop_texts
+from afs_mlx.engine.bases.default_system import default_system
 from afs_mlx.engine.bases.location import AUTO
 from afs_mlx.experts.catalog import Catalog
-from afs_mlx.pipelines.register import check_tag
 from afs_mlx.runs.folder import WEIGHTS, Run
 from afs_mlx.schema.gguf import GgufType
 from afs_mlx.schema.sampling import Sampling
@@ -66,6 +66,11 @@ class ShipPlan:
     bare: bool
     fuse: bool
     content: ModelfileContent
+
+    @property
+    def gguf_from_modelfile(self) -> str:
+        """The path in the Modelfile's FROM."""
+        return f"./{self.gguf.relative_to(self.modelfile.parent, walk_up=True).as_posix()}"
 
 
 def tag_of(found: Answerer) -> str:
@@ -129,7 +134,6 @@ def plan(config: ShipConfig) -> ShipPlan:
     workspace = config.workspace
     found = for_target(config.target, config.base, config.run, config.catalog, workspace)
     tag = config.tag or tag_of(found)
-    check_tag(tag)
     file_type: GgufType = config.file_type or ("f16" if is_demo(found) else "q8_0")
     folder = model_folder_of(found, workspace) if config.fuse else fused_folder_of(found, workspace, config.target)
     bare = found.run is None and not found.fused
@@ -170,4 +174,5 @@ def _content(found: Answerer, folder: Path, catalog: Catalog) -> ModelfileConten
         sampling=found.expert.sampling if found.expert else Sampling(),
         shots=version.shots if version else (),
         license_text=str(record.get("license") or (base.license if base else "")),
+        default_system=default_system(folder),
     )

@@ -152,6 +152,7 @@ def _verified(config: ExportConfig, temporary: Path, on_check: Callable[[Check],
 def _modelfile_text(config: ExportConfig, parent: dict[str, Any], modelfile: Path) -> str:
     from afs_mlx.clients.ollama.content import content_for, modelfile_text
     from afs_mlx.engine.bases.chat_format import chat_format, stop_texts
+    from afs_mlx.engine.bases.default_system import default_system
 
     content = content_for(
         chat_format=chat_format(config.model_folder),
@@ -160,6 +161,7 @@ def _modelfile_text(config: ExportConfig, parent: dict[str, Any], modelfile: Pat
         sampling=config.sampling,
         shots=config.shots,
         license_text=str(parent.get("license") or config.license_text),
+        default_system=default_system(config.model_folder),
     )
     relative = config.gguf.absolute().relative_to(modelfile.absolute().parent, walk_up=True)
     return modelfile_text(content, f"./{relative.as_posix()}")

@@ -35,7 +35,8 @@ class RegisterConfig:
     """Which file gets which name, and what it says; `sha256` is the GGUF's, in hexadecimal, as its manifest has it.
 
     An empty `host` is OLLAMA_HOST, else this machine. `force` replaces a model that was not deployed from here, and
-    keeps one whose question failed. `expert`, `run` and `overrode` go into `record`, the list of what was deployed.
+    keeps one whose question failed. `gguf_from_modelfile` is the FROM of the Modelfile that is shown; empty: both lie
+    in one folder. `expert`, `run` and `overrode` go into `record`, the list of what was deployed.
     """
 
     gguf: Path
@@ -43,6 +44,7 @@ class RegisterConfig:
     tag: str
     content: ModelfileContent
     record: Path
+    gguf_from_modelfile: str = ""
     host: str = ""
     expert: str = ""
     run: str = ""
@@ -87,7 +89,7 @@ def register(config: RegisterConfig, on_event: Callable[[RegisterEvent], None]) 
     the server's words and a remedy for all else; an old model of that tag then stays as it was.
     """
     check_tag(config.tag)
-    modelfile, problem = modelfile_or_note(config.content, f"./{config.gguf.name}")
+    modelfile, problem = modelfile_or_note(config.content, config.gguf_from_modelfile or f"./{config.gguf.name}")
     with Server(config.host) as server:
         if config.dry_run:
             return _planned(config, server.address, modelfile, problem)

@@ -60,6 +60,11 @@ def test_not_verified_is_said(model: Path) -> None:
     assert json.loads(run(str(model), "--type", "f16", "--no-verify", "--json").stdout)["verification"] is None
 
 
+def test_a_folder_whose_name_ollama_would_not_take(model: Path) -> None:
+    named = model.rename(model.with_name("m" * 120))
+    assert run(str(named), "--type", "f16", "--no-verify").stdout.strip().endswith("m-f16.gguf")
+
+
 def test_thorough_is_handed_on(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     real = pipeline.export

@@ -16,6 +16,9 @@ from afs_mlx.cli.export_ollama import ollama
 from afs_mlx.core.errors import ExitCode
 from afs_mlx.core.files import sha256_of
 from afs_mlx.core.paths import Workspace
+from afs_mlx.engine.bases.tiny_qwen2 import DEFAULT_SYSTEM
+from afs_mlx.pipelines.export import ExportConfig, export
+from afs_mlx.schema.sampling import Sampling
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "clients"))
 from ollama_server import OllamaServer, running
@@ -97,6 +100,7 @@ def test_a_stranger_stays_and_the_exit_code_says_refused(server: OllamaServer, t
         (("--list", "--remove", "x"), "name one thing to do"),
         (("din", "--type", "q9"), "there is no type 'q9'"),
         (("--remove", "a b"), "is no name for a model"),
+        (("--list", "--dry-run"), "only a registration has a dry run"),
     ],
 )
 def test_wrong_use(server: OllamaServer, arguments: tuple[str, ...], message: str) -> None:
@@ -117,3 +121,46 @@ def test_an_empty_list_says_how_to_fill_it(server: OllamaServer) -> None:
     result = call(server, "--list")
     assert result.exit_code == 0
     assert "nothing was deployed" in result.stderr
+
+
+def test_a_dry_run_removes_nothing(server: OllamaServer, tiny_base: Path) -> None:
+    assert call(server, "general", "--base", tiny_base, "--type", "f16", "--name", "tiny").exit_code == 0
+    result = call(server, "--remove", "tiny", "--dry-run")
+    assert result.exit_code == ExitCode.USAGE
+    assert "tiny:latest" in server.models
+    assert call(server, "--list").stdout.startswith("tiny  there")
+
+
+def test_the_dry_runs_modelfile_is_the_one_that_is_written(server: OllamaServer, tiny_base: Path) -> None:
+    arguments = ("din@v3-fewshot", "--base", tiny_base, "--type", "f16")
+    planned = json.loads(call(server, *arguments, "--dry-run", "--json").stdout)["registered"]["modelfile"]
+    assert call(server, *arguments).exit_code == 0
+    (written,) = Workspace.find().fused.rglob("Modelfile")
+    assert written.read_text() == planned
+    gguf = written.parent / planned.splitlines()[0].removeprefix('FROM "').removesuffix('"')
+    assert gguf.is_file()
+
+
+def test_an_expert_without_a_system_text_answers_under_the_bases_own(server: OllamaServer, tiny_base: Path) -> None:
+    assert call(server, "general", "--base", tiny_base, "--type", "f16").exit_code == 0
+    assert server.models["general:latest"]["system"] == DEFAULT_SYSTEM
+
+
+@pytest.mark.parametrize("reason", ["no server", "a stranger's name"])
+def test_what_cannot_be_registered_is_said_before_the_work(server: OllamaServer, tiny_base: Path, reason: str) -> None:
+    server.add("general")
+    host = ("--host", "127.0.0.1:9") if reason == "no server" else ()
+    result = call(server, "general", "--base", tiny_base, "--type", "f16", *host)
+    assert result.exit_code == (ExitCode.MISSING if host else ExitCode.REFUSED)
+    assert not Workspace.find().fused.exists()
+
+
+def test_a_gguf_that_was_never_verified_is_told(server: OllamaServer, tiny_base: Path) -> None:
+    folder = Workspace.find().fused / "general" / tiny_base.name / "gguf"
+    config = ExportConfig(tiny_base, tiny_base.name, "f16", "", Sampling(), out_folder=folder, verify="none")
+    export(config, lambda done, total: None)
+    result = call(server, "general", "--base", tiny_base, "--type", "f16")
+    assert result.exit_code == 0, result.output
+    assert "was never verified" in result.stderr
+    result = call(server, "general", "--base", tiny_base, "--type", "f16", "--json")
+    assert json.loads(result.stdout)["verification"] is None

@@ -8,7 +8,7 @@ from gguf import GGUFReader, GGUFWriter
 
 from afs_mlx.core.errors import AfsError
 from afs_mlx.engine.gguf import FileType, export_gguf
-from afs_mlx.engine.gguf.header import read_tensor_infos
+from afs_mlx.engine.gguf.header import read_fields, read_tensor_infos
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,14 @@ def test_it_reads_what_the_package_reads(tiny_base: Path, tmp_path: Path, file_t
     assert {name: (info.type, info.shape, info.offset, info.size_bytes) for name, info in found.items()} == expected
 
 
+def test_it_reads_the_keys_that_the_package_reads(exported: Path) -> None:
+    own = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count"}  # of the package, not of the file
+    expected = {name: field.contents() for name, field in GGUFReader(exported).fields.items() if name not in own}
+    found = read_fields(exported)
+    assert found == expected
+    assert {name: type(value) for name, value in found.items()} == {n: type(v) for n, v in expected.items()}
+
+
 def test_every_kind_of_key_is_stepped_over(tmp_path: Path) -> None:
     writer = GGUFWriter(tmp_path / "a.gguf", "llama")
     writer.add_custom_alignment(64)
@@ -55,6 +63,9 @@ def test_every_kind_of_key_is_stepped_over(tmp_path: Path) -> None:
         ("two", "F16", (2, 5), 20),
     ]
     assert found["two"].offset - found["one"].offset == 64
+    fields = read_fields(tmp_path / "a.gguf")
+    assert [fields[name] for name in "abcdefg"] == [1, -1, 0.5, True, ["x", "ü" * 100], [1.5, 2.5], [[1, 2], [3]]]
+    assert fields["d"] is True
     data = (tmp_path / "a.gguf").read_bytes()
     assert data[found["one"].offset :][:12] == np.arange(3, dtype=np.float32).tobytes()
 
@@ -65,6 +76,33 @@ def test_a_file_that_is_cut_off(exported: Path, tmp_path: Path, share: float) ->
     (tmp_path / "cut.gguf").write_bytes(data[: int(len(data) * share)])
     with pytest.raises(AfsError):
         read_tensor_infos(tmp_path / "cut.gguf")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.00001, 0.02])
+def test_keys_of_a_file_that_is_cut_off(exported: Path, tmp_path: Path, share: float) -> None:
+    data = exported.read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(AfsError):
+        read_fields(tmp_path / "cut.gguf")
+
+
+@pytest.mark.parametrize("damaged", ["general.alignment of 0", "a length beyond any file"])
+def test_numbers_that_no_file_has(tmp_path: Path, damaged: str) -> None:
+    writer = GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_custom_alignment(64)
+    writer.add_array("e", [1.5, 2.5])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    data = bytearray((tmp_path / "a.gguf").read_bytes())
+    if damaged.startswith("general"):
+        place = data.index(b"general.alignment") + len("general.alignment") + 4
+        data[place : place + 4] = bytes(4)
+    else:
+        data[-16:-8] = b"\xff" * 8
+    (tmp_path / "a.gguf").write_bytes(data)
+    with pytest.raises(AfsError):
+        read_tensor_infos(tmp_path / "a.gguf")
 
 
 @pytest.mark.parametrize(("place", "value"), [(0, b"GGML"), (4, b"\x02\0\0\0"), (16, b"\xff" * 8), (8, b"\xff" * 8)])

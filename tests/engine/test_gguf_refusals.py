@@ -1,6 +1,7 @@
 """What is not exported to GGUF: each problem is named, and no file is left."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def test_an_unknown_model_type_is_named(own_qwen2: Path, model_type: str | None)
     assert "known: llama, qwen2, qwen3" in text
 
 
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
 
@@ -142,7 +144,7 @@ def test_a_weight_beyond_f16_is_named_with_the_remedy(own_qwen2: Path, tmp_path:
     ("change", "message"),
     [
         (lambda rules: rules["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=r"\s+"), "is in no table"),
-        (lambda rules: rules.update(pre_tokenizer={"type": "Metaspace"}), "('Metaspace',) is in no table"),
+        (lambda rules: rules.update(pre_tokenizer=METASPACE), "('Metaspace',) is in no table"),
         (lambda rules: rules["model"].update(ignore_merges=True), "is in no table"),
         (lambda rules: rules.update(normalizer={"type": "Lowercase"}), "normalizer: Lowercase"),
         (lambda rules: rules["model"].update(byte_fallback=True), "model.byte_fallback"),
@@ -188,3 +190,32 @@ def test_an_index_that_points_outside(own_qwen2: Path) -> None:
     index = {"weight_map": {"model.norm.weight": "../model.safetensors"}}
     (own_qwen2 / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "points outside the folder" in refusal(own_qwen2)
+
+
+# Well-formed JSON of another form than the file has: an error with the place, never a crash
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"model_type": ["qwen2"]}, r"model_type \['qwen2'\] is not exported"),
+        ("config.json", {"layer_types": 5}, "layer_types: 5 is not exported"),
+        ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000 is beyond 1024"),
+        ("config.json", {"rope_theta": [1]}, r"rope_theta: \[1\], expected one number"),
+        ("config.json", {"rope_scaling": {"type": ["yarn"]}}, "is not exported for this model_type"),
+        ("config.json", {"quantization_config": "int4"}, "quantised by 'int4'"),
+        ("tokenizer.json", {"added_tokens": [{"id": "x"}]}, "the tokenizer cannot be read"),
+        ("tokenizer.json", {"added_tokens": None}, "the tokenizer cannot be read"),
+        ("tokenizer.json", {"normalizer": ["NFC"]}, r"normalizer: \['NFC'\]|the tokenizer cannot be read"),
+        ("tokenizer.json", {"model": []}, "a tokenizer of type None"),
+    ],
+)
+def test_a_value_of_another_form(own_qwen2: Path, file: str, change: dict[str, Any], message: str) -> None:
+    edit(own_qwen2 / file, lambda values: values.update(change))
+    assert re.search(message, refusal(own_qwen2))
+
+
+@pytest.mark.parametrize("change", [{"vocab": [["a", 1]]}, {"vocab": {"a": "1"}}, {"merges": [[1, 2]]}])
+def test_a_vocabulary_of_another_form(own_qwen2: Path, change: dict[str, Any]) -> None:
+    edit(own_qwen2 / "tokenizer.json", lambda rules: rules["model"].update(change))
+    assert "the tokenizer cannot be read" in refusal(own_qwen2)

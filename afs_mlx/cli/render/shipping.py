@@ -54,6 +54,7 @@ def shipping_progress() -> Iterator[Callable[["ShipEvent"], None]]:
 
 def show_shipped(result: "ShipResult", workspace: "Workspace") -> None:
     """What is on the server now; the tag on stdout."""
+    tell_unverified(result)
     registered = result.registered
     if registered.calls:
         _show_plan(result, registered, workspace)
@@ -67,13 +68,27 @@ def show_shipped(result: "ShipResult", workspace: "Workspace") -> None:
     out().print(registered.tag, markup=False)
 
 
+def tell_unverified(result: "ShipResult") -> None:
+    """A notice where the GGUF was kept without its checks, by this run or by the one that wrote it."""
+    if result.exported is None:
+        return
+    checks = result.exported.verification
+    skipped = [check for check in checks.checks if check.status == "not run"] if checks else []
+    if checks is None:
+        notice(f"{result.plan.gguf.name} was never verified: afs-mlx export gguf writes and verifies it")
+    elif skipped:
+        notice(f"not verified: {', '.join(check.name for check in skipped)}: {plain(skipped[0].reason)}")
+
+
 def shipped_json(result: "ShipResult") -> dict[str, Any]:
     """The same for `--json`."""
+    checks = result.exported.verification if result.exported else None
     return {
         "tag": result.plan.tag,
         "gguf": str(result.plan.gguf),
         "fused": result.fused is not None,
         "gguf_sha256": result.exported.sha256 if result.exported else "",
+        "verification": checks.model_dump(mode="json") if checks else None,
         "registered": asdict(result.registered),
     }
 

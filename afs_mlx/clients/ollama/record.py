@@ -1,10 +1,13 @@
 """The workspace's list of what was registered in Ollama from here: fused/deployed.json."""
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from afs_mlx.clients.ollama.server import full
 from afs_mlx.core.config import StrictModel, validate
-from afs_mlx.core.files import read_json, write_json
+from afs_mlx.core.files import disk_error, read_json, write_json
 
 FILE_NAME = "deployed.json"
 
@@ -46,12 +49,28 @@ def find(entries: tuple[Deployed, ...], server: str, tag: str) -> Deployed | Non
 
 def put(path: Path, entry: Deployed) -> None:
     """Add an entry, in place of an older one of the same tag and server."""
-    _write(path, (*(other for other in read(path) if _key(other) != _key(entry)), entry))
+    with _alone(path):
+        _write(path, (*(other for other in read(path) if _key(other) != _key(entry)), entry))
 
 
 def drop(path: Path, entry: Deployed) -> None:
     """Take an entry out."""
-    _write(path, tuple(other for other in read(path) if _key(other) != _key(entry)))
+    with _alone(path):
+        _write(path, tuple(other for other in read(path) if _key(other) != _key(entry)))
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Read and write with no other process between them: an entry that is lost makes a model a stranger's."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The list itself is replaced at every write, so the lock is on a file of its own.
+        lock = path.with_name(f".{path.name}.lock").open("w")
+    except OSError as error:
+        raise disk_error(error, path) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _key(entry: Deployed) -> tuple[str, str]:

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, Keys, LlamaFileType
+from gguf import GGMLQuantizationType, GGUFWriter, Keys, LlamaFileType
 
 from afs_mlx.core.errors import AfsError, UsageError, problems
 from afs_mlx.core.files import atomic_path, read_json, sha256_of
 from afs_mlx.engine.adapters.format import AdapterConfig, check_adapter_folder
 from afs_mlx.engine.adapters.inspection import Adapter, Layer, read_adapter
+from afs_mlx.engine.gguf.header import read_tensor_infos
 from afs_mlx.engine.gguf.layouts import Layout, Target, layout_of
 from afs_mlx.engine.gguf.shape import ModelShape, read_shape
-from afs_mlx.engine.gguf.tensors import _interleaved as row_order
+from afs_mlx.engine.gguf.tensors import interleaved
 from afs_mlx.engine.gguf.writer import GgufReport
 
 type AdapterType = Literal["f32", "f16"]
@@ -142,7 +143,7 @@ def _tensors(
         update = one.layer.read()
         b = update.b if one.factor == 1 else update.b * np.float32(one.factor)
         if one.target.rotating_heads:  # rows of b are rows of the weight
-            b = b[row_order(one.target.shape[0], one.target.rotating_heads)]
+            b = b[interleaved(one.target.shape[0], one.target.rotating_heads)]
         for leaf, array in (("lora_a", update.a), ("lora_b", b)):
             largest = float(np.abs(array).max())
             if largest > limit:
@@ -158,16 +159,17 @@ def _tensors(
 
 def _read_back(path: Path, written: dict[str, Array], out: Path) -> None:
     """Compare every number of the file with what was to be written."""
-    tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-    found = [f"{name}: unexpected" for name in tensors.keys() - written.keys()]
-    for name, array in written.items():
-        tensor = tensors.get(name)
-        if tensor is None:
-            found.append(f"{name}: absent")
-        elif tensor.tensor_type != TENSOR_KINDS[array.dtype] or tuple(map(int, reversed(tensor.shape))) != array.shape:
-            found.append(f"{name}: {tensor.tensor_type.name} {list(tensor.shape)}")
-        elif tensor.data.tobytes() != array.tobytes():
-            found.append(f"{name}: other numbers")
+    infos = read_tensor_infos(path)
+    found = [f"{name}: unexpected" for name in infos.keys() - written.keys()]
+    with path.open("rb") as file:
+        for name, array in written.items():
+            info = infos.get(name)
+            if info is None:
+                found.append(f"{name}: absent")
+            elif info.type != TENSOR_KINDS[array.dtype] or info.shape != array.shape:
+                found.append(f"{name}: {info.type.name} {list(info.shape)}")
+            elif file.seek(info.offset) != info.offset or file.read(info.size_bytes) != array.tobytes():
+                found.append(f"{name}: other numbers")
     if found:
         raise problems(
             sorted(found), "the file does not read back as it was written", str(out), "check the disk and export again"

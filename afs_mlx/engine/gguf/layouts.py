@@ -123,7 +123,7 @@ LAYOUTS = {
 def layout_of(config: Mapping[str, Any], where: Path) -> Layout:
     """The layout of a model by its `model_type`; raises AfsError naming one that is not in the table."""
     model_type = config.get("model_type")
-    if model_type not in LAYOUTS:
+    if not isinstance(model_type, str) or model_type not in LAYOUTS:
         raise AfsError(
             f"model_type {model_type!r} is not exported to GGUF", str(where), f"known: {', '.join(sorted(LAYOUTS))}"
         )

@@ -92,13 +92,18 @@ def read_rope(config: Mapping[str, Any], found: list[str], *, factors: bool) -> 
     if not isinstance(newer, dict) or not isinstance(older, dict):
         found.append("rope_scaling or rope_parameters: not an object")
         return 0.0, None
-    bases = {value for value in (config.get("rope_theta"), newer.get("rope_theta")) if value is not None}
-    if len(bases) != 1 or not is_positive(next(iter(bases))):
+    bases = [value for value in (config.get("rope_theta"), newer.get("rope_theta")) if value is not None]
+    if not bases or not all(map(is_positive, bases)) or len(set(bases)) > 1:
         # A default is never assumed: 10,000 for 1,000,000 loads well and answers nonsense.
-        found.append(f"rope_theta: {' and '.join(map(str, sorted(bases, key=str))) or 'missing'}, expected one number")
+        found.append(f"rope_theta: {' and '.join(sorted(set(map(str, bases)))) or 'missing'}, expected one number")
         return 0.0, None
-    theta = float(next(iter(bases)))
-    kinds = {value for part in (older, newer) for key in ("type", "rope_type") if (value := part.get(key)) is not None}
+    theta = float(bases[0])
+    kinds = {
+        value if isinstance(value, str) else str(value)
+        for part in (older, newer)
+        for key in ("type", "rope_type")
+        if (value := part.get(key)) is not None
+    }
     if len(kinds) > 1:
         found.append(f"rope_scaling: {' and '.join(map(repr, sorted(kinds, key=str)))}, expected one kind")
         return theta, None

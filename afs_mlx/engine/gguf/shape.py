@@ -21,6 +21,7 @@ INTEGERS = (
 )
 # Keys that change the arithmetic and that no table here stands for: the only value under which they change nothing.
 INERT = {"hidden_act": "silu", "use_sliding_window": False, "rope_traditional": False, "partial_rotary_factor": 1.0}
+MOST_LAYERS = 1024  # more than any model has; a row of the table is made for each before the weights are looked at
 FIX = "export a model of the Qwen2, Qwen3 or Llama family as mlx-lm or transformers saved it"
 
 
@@ -86,8 +87,13 @@ def read_shape(config: Mapping[str, Any], where: Path, *, scaled: bool) -> Model
         for key, inert in INERT.items()
         if config.get(key, inert) not in (inert, None)
     ]
-    if "full_attention" not in (types := set(config.get("layer_types") or ["full_attention"])) or len(types) > 1:
-        found.append(f"layer_types: {', '.join(sorted(map(str, types)))} is not exported, only full_attention")
+    if is_count(config.get("num_hidden_layers")) and config["num_hidden_layers"] > MOST_LAYERS:
+        found.append(f"num_hidden_layers: {config['num_hidden_layers']} is beyond {MOST_LAYERS}")
+    kinds = config.get("layer_types") or ["full_attention"]
+    if others := sorted(
+        {str(kind) for kind in kinds} - {"full_attention"} if isinstance(kinds, list) else {str(kinds)}
+    ):
+        found.append(f"layer_types: {', '.join(others)} is not exported, only full_attention")
     epsilon = config.get("rms_norm_eps")
     if not is_positive(epsilon):
         found.append(f"rms_norm_eps: {epsilon!r} is not a positive number")

@@ -123,7 +123,8 @@ def _join_quantised(stored: dict[str, Stored], config: Mapping[str, Any], folder
     """Put `weight`, `scales` and `biases` of each quantised layer together."""
     settings = config.get("quantization")
     if settings is None and config.get("quantization_config"):
-        kind = config["quantization_config"].get("quant_method", "unknown")
+        other = config["quantization_config"]
+        kind = other.get("quant_method", "unknown") if isinstance(other, dict) else other
         raise AfsError(
             f"the weights are quantised by {kind!r}, which is not exported",
             str(folder / "config.json"),

@@ -47,7 +47,7 @@ def plan_tensors(
     """Every tensor in file order, with its type and row order."""
     plan = []
     for source_name, target in targets.items():
-        order = _interleaved(target.shape[0], target.rotating_heads) if target.rotating_heads else None
+        order = interleaved(target.shape[0], target.rotating_heads) if target.rotating_heads else None
         chosen = type_of(target.gguf, target.shape, kind, layers=shape.layers, tied=shape.tied)
         plan.append(Planned(target.gguf, target.shape, chosen, weights[source_name], source_name, order))
     if isinstance(shape.rope_scaling, Llama3Scaling):
@@ -56,7 +56,7 @@ def plan_tensors(
     return plan
 
 
-def _interleaved(rows: int, heads: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def interleaved(rows: int, heads: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The row order of q and k for a rotation of neighbours: 0, d/2, 1, d/2 + 1, … within each head of width d."""
     return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
 

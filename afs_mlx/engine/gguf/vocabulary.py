@@ -74,6 +74,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], size: int) -> Vocab
     if not path.is_file():
         raise MissingError("the tokenizer is missing", str(path), f"{FIX}; SentencePiece files are not exported")
     rules = read_json(path, "the tokenizer")
+    tokenizer = _loaded(path, rules)
     settings = read_json(folder / "tokenizer_config.json", "the tokenizer's configuration")
     found = _unsupported(rules)
     pre = PRE_TOKENIZERS.get((_steps(rules.get("pre_tokenizer")), bool(rules["model"].get("ignore_merges")))) or ""
@@ -81,13 +82,13 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], size: int) -> Vocab
         found.append(f"pre_tokenizer: {_steps(rules.get('pre_tokenizer'))} is in no table")
     ids = {
         **rules["model"].get("vocab", {}),
-        **{token["content"]: token["id"] for token in rules.get("added_tokens", [])},
+        **{token["content"]: token["id"] for token in (rules.get("added_tokens") or [])},
     }
-    tokens, types = _tokens(ids, rules.get("added_tokens", []), size, found)
+    tokens, types = _tokens(ids, (rules.get("added_tokens") or []), size, found)
     special_ids = _special_ids(folder, settings, config, ids, found)
     if found:
         raise problems(found, "this tokenizer cannot be exported", str(path), FIX)
-    add_bos, add_eos = _added_by_encoding(path, special_ids)
+    add_bos, add_eos = _added_by_encoding(tokenizer, path, special_ids)
     return Vocabulary(
         pre=pre,
         tokens=tokens,
@@ -100,24 +101,37 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], size: int) -> Vocab
     )
 
 
-def _unsupported(rules: dict[str, Any]) -> list[str]:
-    """What llama.cpp's byte-level BPE has no counterpart for."""
+def _loaded(path: Path, rules: dict[str, Any]) -> Tokenizer:
+    """The tokenizer; its library decides what is well formed, so that what follows need not look again."""
     model = rules.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
     if not isinstance(model, dict) or kind != "BPE":
         raise AfsError(f"a tokenizer of type {kind!r} is not exported, only BPE with merges", "tokenizer.json", FIX)
     if not model.get("merges"):
         raise AfsError("the tokenizer has no merges: it would cut every text into bytes", "tokenizer.json", FIX)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower kind
+        raise AfsError(
+            f"the tokenizer cannot be read: {error}", str(path), "download or make the model again"
+        ) from error
+
+
+def _unsupported(rules: dict[str, Any]) -> list[str]:
+    """What llama.cpp's byte-level BPE has no counterpart for."""
+    model = rules["model"]
     found = [
         f"model.{key}: {model[key]!r}"
         for key in ("byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
         if model.get(key)
     ]
     normalizer = rules.get("normalizer") or {}
+    if not isinstance(normalizer, dict):
+        return [*found, f"normalizer: {normalizer!r}"]
     steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
     # llama.cpp normalises nothing; NFC is what nearly all text already is.
     found += [f"normalizer: {step.get('type')}" for step in steps if step.get("type") != "NFC"]
-    for token in rules.get("added_tokens", []):
+    for token in rules.get("added_tokens") or []:
         flags = [flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)]
         found += [f"added token {token['content']!r}: {', '.join(flags)}"] if flags else []
     return found
@@ -195,9 +209,8 @@ def _special_ids(
     return {**special, **dict(zip(("eos", "eot", "eom"), ends, strict=False))}
 
 
-def _added_by_encoding(path: Path, special_ids: Mapping[str, int]) -> tuple[bool, bool]:
+def _added_by_encoding(tokenizer: Tokenizer, path: Path, special_ids: Mapping[str, int]) -> tuple[bool, bool]:
     """Whether encoding puts bos before and eos after a text: asked of the tokenizer, not guessed from its rules."""
-    tokenizer = Tokenizer.from_file(str(path))
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     full = tokenizer.encode("a").ids
     before = [special_ids["bos"]] if "bos" in special_ids else []
@@ -224,5 +237,9 @@ def _chat_templates(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
     if isinstance(given, str):
         return {"default": given}
     if isinstance(given, list):
-        return {entry["name"]: entry["template"] for entry in given}
+        return {
+            entry["name"]: entry["template"]
+            for entry in given
+            if isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
+        }
     return {}

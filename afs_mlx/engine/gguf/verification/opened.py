@@ -1,6 +1,5 @@
-"""The file as the gguf package reads it, and the model folder that it was made from, side by side."""
+"""The file as it reads, and the model folder that it was made from, side by side."""
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +7,12 @@ from typing import Any
 
 import gguf
 import numpy as np
-from gguf import GGUFReader, ReaderTensor
+from gguf import GGMLQuantizationType
+from gguf.quants import quant_shape_to_byte_shape
 
+from afs_mlx.core.errors import AfsError
 from afs_mlx.core.files import read_json
+from afs_mlx.engine.gguf.header import read_fields, read_tensor_infos
 from afs_mlx.engine.gguf.source import Packed, Stored, open_weights
 
 type Order = np.ndarray[Any, np.dtype[np.int64]]
@@ -19,7 +21,16 @@ ROPE_FACTORS = "rope_freqs.weight"  # made from config.json
 
 
 class UnreadableError(Exception):
-    """The gguf package cannot read the file; the text says why."""
+    """The file cannot be read; the text says why."""
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """One tensor of the file; `data` are its bytes (mapped, not read), those of a row in the last axis."""
+
+    type: GGMLQuantizationType
+    shape: tuple[int, ...]
+    data: np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,7 @@ class Opened:
     """`tensors` and `fields` of the file; `sources` by GGUF name, from upstream's own name table, not from ours."""
 
     fields: Mapping[str, Any]
-    tensors: Mapping[str, ReaderTensor]
+    tensors: Mapping[str, FileTensor]
     config: Mapping[str, Any]
     folder: Path
     sources: Mapping[str, Stored | Packed]
@@ -60,11 +71,21 @@ def open_both(path: Path, folder: Path) -> Opened:
     config = read_json(folder / "config.json", "the model's configuration")
     weights = open_weights(folder, config)
     try:
-        reader = GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
-        tensors = {tensor.name: tensor for tensor in reader.tensors}
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, OSError, struct.error) as error:
-        raise UnreadableError(f"the file cannot be read: {str(error) or type(error).__name__}") from error
+        fields, infos = read_fields(path), read_tensor_infos(path)
+        whole = np.memmap(path, np.uint8, "r")
+        tensors = {
+            name: FileTensor(
+                info.type,
+                info.shape,
+                whole[info.offset : info.offset + info.size_bytes].reshape(
+                    quant_shape_to_byte_shape(info.shape, info.type)
+                ),
+            )
+            for name, info in infos.items()
+        }
+    except (AfsError, ValueError, OSError) as error:
+        said = error.what if isinstance(error, AfsError) else str(error)
+        raise UnreadableError(f"the file cannot be read: {said or type(error).__name__}") from error
     return Opened(fields, tensors, config, folder, _by_gguf_name(weights, config))
 
 

@@ -48,13 +48,12 @@ def _tensors(opened: Opened, file_type: GgufType) -> list[str]:
     layers = int(opened.config["num_hidden_layers"])
     for name in sorted(opened.sources.keys() & opened.tensors.keys()):
         tensor, source = opened.tensors[name], opened.sources[name]
-        shape = tuple(int(size) for size in reversed(tensor.shape))  # GGUF counts axes from the innermost
-        if shape != source.shape:
-            found.append(f"{name}: shape {list(shape)}, the model folder has {list(source.shape)}")
+        if tensor.shape != source.shape:
+            found.append(f"{name}: shape {list(tensor.shape)}, the model folder has {list(source.shape)}")
             continue
-        kind = type_of(name, shape, KINDS[file_type], layers=layers, tied=opened.tied)
-        if tensor.tensor_type != kind:
-            found.append(f"{name}: type {tensor.tensor_type.name}, {kind.name} is due")
+        kind = type_of(name, tensor.shape, KINDS[file_type], layers=layers, tied=opened.tied)
+        if tensor.type != kind:
+            found.append(f"{name}: type {tensor.type.name}, {kind.name} is due")
     return found
 
 

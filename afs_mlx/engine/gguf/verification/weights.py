@@ -53,8 +53,8 @@ def check_weights_of(opened: Opened, *, thorough: bool) -> Check:
     found, compared = [], Compared()
     for name, tensor in opened.tensors.items():
         source = opened.sources.get(name)
-        if source is None or tuple(reversed(tensor.shape)) != source.shape:
-            if not np.isfinite(dequantize(tensor.data, tensor.tensor_type)).all():
+        if source is None or tensor.shape != source.shape:
+            if not np.isfinite(dequantize(tensor.data, tensor.type)).all():
                 found.append(f"{name}: NaN or infinite")
             continue  # the structure's matter
         problem = _compare(opened, name, compared, thorough=thorough)
@@ -72,7 +72,7 @@ def check_weights_of(opened: Opened, *, thorough: bool) -> Check:
 def _compare(opened: Opened, name: str, compared: Compared, *, thorough: bool) -> str:
     """What is wrong with one tensor, empty where nothing is."""
     tensor, source = opened.tensors[name], opened.sources[name]
-    kind = tensor.tensor_type
+    kind = tensor.type
     if kind not in BOUNDS:
         return f"type {kind.name} is not checked"
     rows, width = source.shape[0], math.prod(source.shape[1:])

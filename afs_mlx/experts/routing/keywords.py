@@ -1,25 +1,13 @@
 """Question → expert by the seed's keyword lists: the reported baseline for every later router."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
+from afs_mlx.experts.routing.route import FALLBACK, Route
 from afs_mlx.schema.expert import Expert
 
-FALLBACK = "general"
 
-
-@dataclass(frozen=True)
-class Route:
-    """The chosen expert, its share of all keyword hits, the hits per expert, and the reason in words."""
-
-    expert: str
-    confidence: float
-    scores: dict[str, int]
-    reason: str
-
-
-def route(query: str, experts: Mapping[str, Expert]) -> Route:
+def by_keywords(query: str, experts: Mapping[str, Expert]) -> Route:
     """Count the keywords that begin a word of the query, per expert; a tie or no hit goes to `general`."""
     text = " ".join(query.lower().split())
     hits = {name: _hits(text, expert.keywords) for name, expert in experts.items()}
@@ -37,3 +25,17 @@ def route(query: str, experts: Mapping[str, Expert]) -> Route:
 
 def _hits(text: str, keywords: tuple[str, ...]) -> list[str]:
     return [word for word in keywords if re.search(rf"(?<!\w){re.escape(word.lower())}", text)]
+
+
+class KeywordRouter:
+    """The baseline behind the interface of every router."""
+
+    name = "keywords"
+    switch_threshold = 1e-9  # any match; neither a tie nor its absence leaves a conversation
+
+    def __init__(self, experts: Mapping[str, Expert]) -> None:
+        self._experts = experts
+
+    def routes(self, queries: Sequence[str]) -> list[Route]:
+        """One route for each query."""
+        return [by_keywords(query, self._experts) for query in queries]

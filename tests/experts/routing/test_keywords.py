@@ -4,7 +4,8 @@ import pytest
 
 from afs_mlx.core.paths import Workspace
 from afs_mlx.experts.catalog import Catalog
-from afs_mlx.experts.routing import Route, route
+from afs_mlx.experts.routing import Route
+from afs_mlx.experts.routing.keywords import KeywordRouter, by_keywords
 from afs_mlx.schema.expert import Expert
 
 SEED = {
@@ -51,28 +52,28 @@ def test_general_is_looked_for_by_no_word(experts: dict[str, Expert]) -> None:
     ],
 )
 def test_plain_questions(experts: dict[str, Expert], query: str, name: str) -> None:
-    assert route(query, experts).expert == name
+    assert by_keywords(query, experts).expert == name
 
 
 @pytest.mark.parametrize("query", ["", "   ", "hello there", "what is the capital of France?", "\x00", "*" * 10_000])
 def test_no_match_goes_to_general(experts: dict[str, Expert], query: str) -> None:
-    assert route(query, experts) == Route("general", 0.0, {}, "no keyword matched")
+    assert by_keywords(query, experts) == Route("general", 0.0, {}, "no keyword matched")
 
 
 def test_a_tie_goes_to_general_and_names_the_rivals(experts: dict[str, Expert]) -> None:
-    found = route("make it faster", experts)
+    found = by_keywords("make it faster", experts)
     assert found == Route("general", 0.0, {"din": 1, "majora": 1}, "a tie between din and majora")
 
 
 def test_a_tie_for_the_lead_only() -> None:
-    found = route("a b c", {"one": expert("a", "b"), "two": expert("c"), "three": expert("a", "b")})
+    found = by_keywords("a b c", {"one": expert("a", "b"), "two": expert("c"), "three": expert("a", "b")})
     assert found.expert == "general"
     assert found.reason == "a tie between one and three"
     assert found.scores == {"one": 2, "three": 2, "two": 1}
 
 
 def test_the_words_that_decided_and_the_share(experts: dict[str, Expert]) -> None:
-    found = route("Debug this crash and explain it", experts)
+    found = by_keywords("Debug this crash and explain it", experts)
     assert found.expert == "farore"
     assert found.reason == "matched “debug”, “crash”"
     assert found.scores == {"farore": 2, "veran": 1}
@@ -80,11 +81,11 @@ def test_the_words_that_decided_and_the_share(experts: dict[str, Expert]) -> Non
 
 
 def test_the_one_expert_that_matches_is_sure() -> None:
-    assert route("a", {"one": expert("a")}).confidence == 1.0
+    assert by_keywords("a", {"one": expert("a")}).confidence == 1.0
 
 
 def test_a_keyword_counts_once_however_often_it_stands() -> None:
-    assert route("fix fix fix", {"one": expert("fix"), "two": expert("nothing")}).scores == {"one": 1}
+    assert by_keywords("fix fix fix", {"one": expert("fix"), "two": expert("nothing")}).scores == {"one": 1}
 
 
 @pytest.mark.parametrize(
@@ -99,14 +100,19 @@ def test_a_keyword_counts_once_however_often_it_stands() -> None:
     ],
 )
 def test_a_keyword_begins_a_word(query: str, hit: bool) -> None:
-    assert bool(route(query, {"one": expert("bug")}).scores) is hit
+    assert bool(by_keywords(query, {"one": expert("bug")}).scores) is hit
 
 
 def test_spacing_and_case_do_not_matter() -> None:
-    assert route("HOW  many\n\tCycles", {"one": expert("how many cycles")}).expert == "one"
-    assert route("rom analysis", {"one": expert("ROM analysis")}).expert == "one"
+    assert by_keywords("HOW  many\n\tCycles", {"one": expert("how many cycles")}).expert == "one"
+    assert by_keywords("rom analysis", {"one": expert("ROM analysis")}).expert == "one"
 
 
 def test_signs_in_a_keyword_are_signs_and_no_pattern() -> None:
-    assert route("the axb register", {"one": expert("a.b")}).expert == "general"
-    assert route("c++ code", {"one": expert("c++", "a(", "[")}).expert == "one"
+    assert by_keywords("the axb register", {"one": expert("a.b")}).expert == "general"
+    assert by_keywords("c++ code", {"one": expert("c++", "a(", "[")}).expert == "one"
+
+
+def test_behind_the_interface_of_every_router(experts: dict[str, Expert]) -> None:
+    queries = ["make it faster", "find the problem"]
+    assert KeywordRouter(experts).routes(queries) == [by_keywords(query, experts) for query in queries]
