@@ -1,6 +1,17 @@
 """`make bench`: every benchmark in turn."""
 
-from benchmarks import convert, export, fusing, inference, interpreter, planning, startup, training, training_memory
+from benchmarks import (
+    convert,
+    export,
+    fusing,
+    inference,
+    interpreter,
+    planning,
+    routing,
+    startup,
+    training,
+    training_memory,
+)
 
 if __name__ == "__main__":
     startup.main()
@@ -12,3 +23,4 @@ if __name__ == "__main__":
     training_memory.main()
     planning.main()
     inference.main()
+    routing.main()

@@ -72,7 +72,6 @@ for name, command in (
     ("convert", convert.convert),
     ("build", build.build),
     ("deploy", deploy.deploy),
-    ("route", routing.route),
     ("chat", chatting.chat),
 ):
     app.command(name)(handled(command))
@@ -80,6 +79,7 @@ app.add_typer(experts.app, name="experts")
 app.add_typer(export_app, name="export")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(runs.app, name="runs")
+app.add_typer(routing.app, name="route")
 app.add_typer(snes_app, name="snes")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from afs_mlx.answering import Answerer
+from afs_mlx.clients.ollama.server import full
 from afs_mlx.core.errors import AfsError, RefusedError
 from afs_mlx.core.files import read_json, sha256_of, write_json
 from afs_mlx.core.manifest import input_file, provenance
@@ -20,7 +21,7 @@ from afs_mlx.flows import shipping
 from afs_mlx.flows.shipping import ShipEvent, ShipResult, StageStarted, ship
 from afs_mlx.flows.shipping_plan import ShipConfig, ShipPlan, is_demo, plan
 from afs_mlx.pipelines.evaluate import config_for
-from afs_mlx.pipelines.register import check_tag
+from afs_mlx.pipelines.register import check_tag, deployed
 from afs_mlx.runs.folder import WEIGHTS, Run
 from afs_mlx.schema.score import Score
 
@@ -95,7 +96,10 @@ def verdict(planned: ShipPlan, workspace: Workspace) -> Judgement:
         changed_at=_written_at(weights) if weights else "",
     )
     others = _others(found, asked.out, workspace) if asked.adapter else []
-    return judge(candidate, asked.out, others, _deployed(record_path(workspace, planned.tag), candidate))
+    # What was removed since has the name no longer.
+    there = any(full(entry.tag) == full(planned.tag) for entry in deployed(workspace.fused / shipping.RECORD))
+    before = _deployed(record_path(workspace, planned.tag), candidate) if there else None
+    return judge(candidate, asked.out, others, before)
 
 
 def record_path(workspace: Workspace, tag: str) -> Path:

@@ -6,8 +6,8 @@ from typing import Any
 
 from afs_mlx.clients.lmstudio import MARKER, PROMPT, Placed, find_installation
 from afs_mlx.clients.lmstudio import place as place_files
-from afs_mlx.core.errors import MissingError
-from afs_mlx.core.files import sha256_of
+from afs_mlx.core.errors import AfsError, MissingError
+from afs_mlx.core.files import read_json, sha256_of
 from afs_mlx.core.machine import Machine
 from afs_mlx.core.manifest import provenance
 from afs_mlx.core.model_folder import missing_files
@@ -50,7 +50,8 @@ def place(config: PlaceConfig) -> PlaceResult:
     """
     installation = find_installation()
     gguf = config.gguf_folder is not None
-    files = _ggufs(config.gguf_folder) if config.gguf_folder is not None else _model_files(config.model_folder)
+    folder = config.gguf_folder
+    files, old = _ggufs(folder, config.model_folder) if folder is not None else (_model_files(config.model_folder), [])
     record = {
         **provenance("export lmstudio"),
         **config.facts,
@@ -63,7 +64,7 @@ def place(config: PlaceConfig) -> PlaceResult:
     # LM Studio's own naming: a folder of GGUFs ends in -GGUF, so that both kinds of one expert have room.
     name = f"{config.name}-GGUF" if gguf else config.name
     placed = place_files(installation, name, files, record, system=config.system, copy=config.copy, force=config.force)
-    return PlaceResult(placed, "GGUF" if gguf else "MLX", tuple(_notices(config, gguf)))
+    return PlaceResult(placed, "GGUF" if gguf else "MLX", tuple(_notices(config, gguf, old)))
 
 
 def _model_files(folder: Path) -> dict[str, Path]:
@@ -77,16 +78,42 @@ def _model_files(folder: Path) -> dict[str, Path]:
     }
 
 
-def _ggufs(folder: Path) -> dict[str, Path]:
-    """Every GGUF of a whole model in the folder; adapters are no models."""
+def _ggufs(folder: Path, model_folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Every GGUF of a whole model in the folder, and the names of those that were made of other weights than it has.
+
+    Two bases of one name share a folder of GGUFs, and weights may have changed since; adapters are no models.
+    """
     files = {path.name: path for path in sorted(folder.glob("*.gguf")) if not path.name.startswith(".")}
+    made_of = _made_of(folder / "manifest.json")
+    weights = weights_hash(model_folder) if made_of else ""
+    old = [name for name in files if made_of.get(name, weights) != weights]
     if not files:
         raise MissingError("no GGUF was made of this model yet", str(folder), "afs-mlx export gguf makes one")
-    return files
+    if len(old) == len(files):
+        what = f"no GGUF was made of these weights: {', '.join(old)} of others"
+        raise MissingError(what, str(folder), "afs-mlx export gguf makes one")
+    return {name: path for name, path in files.items() if name not in old}, old
 
 
-def _notices(config: PlaceConfig, gguf: bool) -> list[str]:
+def _made_of(manifest: Path) -> dict[str, str]:
+    """GGUF → the hash of the weights that it was made of, as far as the manifest tells."""
+    try:
+        exports = read_json(manifest, "the GGUFs' manifest").get("exports") if manifest.is_file() else None
+    except AfsError:
+        return {}
+    entries = exports.items() if isinstance(exports, dict) else ()
+    sources = {name: entry.get("source") for name, entry in entries if isinstance(entry, dict)}
+    return {
+        name: str(source["weights_sha256"])
+        for name, source in sources.items()
+        if isinstance(source, dict) and "weights_sha256" in source
+    }
+
+
+def _notices(config: PlaceConfig, gguf: bool, old: list[str]) -> list[str]:
     found = []
+    if old:
+        found.append(f"left out, made of other weights than the model has now: {', '.join(old)}")
     if not gguf and not Machine.here().apple_silicon:
         found.append("LM Studio runs MLX models on Apple Silicon only: --gguf places the GGUF instead")
     if config.shots:

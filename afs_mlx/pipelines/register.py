@@ -27,6 +27,8 @@ from afs_mlx.core.files import sha256_of
 
 TAG = re.compile(r"([a-zA-Z0-9_][\w.-]{0,79}/)?[a-zA-Z0-9_][\w.-]{0,79}(:[a-zA-Z0-9_][\w.-]{0,79})?", re.ASCII)
 
+WAITING = "another registration from this workspace is running; this one waits for it"
+
 type State = Literal["there", "changed", "gone", "server not reached"]
 
 
@@ -93,34 +95,41 @@ def register(config: RegisterConfig, on_event: Callable[[RegisterEvent], None]) 
     with Server(config.host) as server:
         if config.dry_run:
             return _planned(config, server.address, modelfile, problem)
-        # Refused before gigabytes are read and sent.
-        version, existing = _ready(server, config.tag, config.record, config.force)
-        if problem:
-            on_event(Noted("a Modelfile could not hold this model's texts; the server gets them as they are"))
-        on_event(Stage(f"check {config.gguf.name}"))
-        size_bytes, digest = _checked(config)
-        model = Model(config.gguf, digest, config.tag, config.content, config.smoke, tolerant=config.force)
-        uploaded = send(server, model, on_event)
-        entry: list[Deployed] = []
+        with record.registering(config.record, lambda: on_event(Noted(WAITING))):
+            return _registered(config, server, modelfile, problem, on_event)
 
-        def finish(manifest_digest: str) -> None:
-            entry.append(_entry(config, server.address, manifest_digest, existing, size_bytes))
-            record.put(config.record, entry[0])
 
-        answer = place(server, model, bool(existing), finish, on_event)
-        return RegisterResult(
-            tag=config.tag,
-            server=server.address,
-            version=version,
-            digest=entry[0].digest,
-            previous_digest=existing,
-            gguf_sha256=config.sha256,
-            size_bytes=size_bytes,
-            uploaded=uploaded,
-            answer=answer,
-            modelfile=modelfile,
-            modelfile_problem=problem,
-        )
+def _registered(
+    config: RegisterConfig, server: Server, modelfile: str, problem: str, on_event: Callable[[RegisterEvent], None]
+) -> RegisterResult:
+    # Refused before gigabytes are read and sent.
+    version, existing = _ready(server, config.tag, config.record, config.force)
+    if problem:
+        on_event(Noted("a Modelfile could not hold this model's texts; the server gets them as they are"))
+    on_event(Stage(f"check {config.gguf.name}"))
+    size_bytes, digest = _checked(config)
+    model = Model(config.gguf, digest, config.tag, config.content, config.smoke, tolerant=config.force)
+    uploaded = send(server, model, on_event)
+    entry: list[Deployed] = []
+
+    def finish(manifest_digest: str) -> None:
+        entry.append(_entry(config, server.address, manifest_digest, existing, size_bytes))
+        record.put(config.record, entry[0])
+
+    answer = place(server, model, bool(existing), finish, on_event)
+    return RegisterResult(
+        tag=config.tag,
+        server=server.address,
+        version=version,
+        digest=entry[0].digest,
+        previous_digest=existing,
+        gguf_sha256=config.sha256,
+        size_bytes=size_bytes,
+        uploaded=uploaded,
+        answer=answer,
+        modelfile=modelfile,
+        modelfile_problem=problem,
+    )
 
 
 def ready(tag: str, path: Path, *, host: str = "", force: bool = False) -> str:

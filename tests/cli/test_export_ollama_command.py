@@ -17,6 +17,7 @@ from afs_mlx.core.errors import ExitCode
 from afs_mlx.core.files import sha256_of
 from afs_mlx.core.paths import Workspace
 from afs_mlx.engine.bases.tiny_qwen2 import DEFAULT_SYSTEM
+from afs_mlx.engine.gguf.verification import verifying
 from afs_mlx.pipelines.export import ExportConfig, export
 from afs_mlx.schema.sampling import Sampling
 
@@ -164,3 +165,13 @@ def test_a_gguf_that_was_never_verified_is_told(server: OllamaServer, tiny_base:
     assert "was never verified" in result.stderr
     result = call(server, "general", "--base", tiny_base, "--type", "f16", "--json")
     assert json.loads(result.stdout)["verification"] is None
+
+
+def test_checks_that_were_not_run_are_told_with_the_remedy(
+    server: OllamaServer, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "consumer_version", lambda: "")
+    result = call(server, "general", "--base", tiny_base, "--type", "f16")
+    assert result.exit_code == 0, result.output
+    assert "notice: not verified: loading, tokens" in result.stderr
+    assert "afs-mlx[verify]" in result.stderr

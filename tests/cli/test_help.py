@@ -23,6 +23,8 @@ COMMANDS = [
     ["convert"],
     ["build"],
     ["route"],
+    ["route", "train"],
+    ["route", "eval"],
     ["chat"],
     ["experts"],
     ["experts", "list"],

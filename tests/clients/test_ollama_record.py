@@ -41,3 +41,13 @@ def test_an_entry_takes_the_place_of_its_tags_older_one(tmp_path: Path) -> None:
     assert [one.tag for one in record.read(path)] == ["din:latest"]
     record.drop(path, entry("din"))
     assert record.read(path) == ()
+
+
+def test_this_machine_has_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "deployed.json"
+    record.put(path, entry("din").model_copy(update={"server": "http://127.0.0.1:11434"}))
+    entries = record.read(path)
+    for server in ("http://localhost:11434", "http://0.0.0.0:11434", "http://[::1]:11434"):
+        assert record.find(entries, server, "din") == entries[0]
+    for server in ("http://localhost:11435", "http://10.0.0.1:11434"):
+        assert record.find(entries, server, "din") is None

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import xllamacpp
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 from safetensors.numpy import load_file, save_file
 
 from afs_mlx.core.errors import AfsError, UsageError
@@ -251,3 +251,17 @@ def test_a_write_that_fails_leaves_the_file_before_it(
         export_adapter_gguf(adapter, bases["qwen2"], out, "f32", name="x")
     assert list(out.parent.iterdir()) == [out]
     assert sha256_of(out) == before.sha256
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_a_full_disk_is_named(bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_adapter(tmp_path / "adapter", bases["qwen2"])
+
+    def onto_a_full_disk(self: GGUFWriter, *words: Any, **options: Any) -> None:
+        with Path("/dev/full").open("wb") as full:
+            np.zeros(1 << 20, np.uint8).tofile(full)
+
+    monkeypatch.setattr(GGUFWriter, "write_tensors_to_file", onto_a_full_disk)
+    with pytest.raises(AfsError, match="the disk is full"):
+        export_adapter_gguf(folder, bases["qwen2"], tmp_path / "out" / "a.gguf", "f16", name="a")
+    assert list((tmp_path / "out").iterdir()) == []

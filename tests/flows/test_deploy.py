@@ -22,9 +22,11 @@ from afs_mlx.engine.adapters.linears import base_linears
 from afs_mlx.engine.bases.location import choose_base, own_folder
 from afs_mlx.evaluation.gate import Verdict
 from afs_mlx.experts.catalog import Catalog
-from afs_mlx.flows.deploy import STAGES, DeployEvent, DeployResult, Judged, deploy, record_path
+from afs_mlx.flows.deploy import STAGES, DeployEvent, DeployResult, Judged, deploy, record_path, verdict
 from afs_mlx.flows.shipping import ShipConfig, StageStarted, TensorWritten
+from afs_mlx.flows.shipping_plan import RECORD, plan
 from afs_mlx.pipelines.evaluate import config_for, evaluate
+from afs_mlx.pipelines.register import remove
 from afs_mlx.runs.folder import WEIGHTS, Run
 from afs_mlx.schema.score import Score
 
@@ -274,6 +276,19 @@ def test_what_is_deployed_is_not_fallen_below(config: ShipConfig, server: Ollama
     assert "0.67 is below the 1.00 of the deployed v1-a" in refusal(config, server)
 
 
+def test_what_was_removed_is_no_bar(config: ShipConfig, server: OllamaServer) -> None:
+    make_run(config, "v1-a", seed=2)
+    evaluated(replace(config, run="v1-a"), passed=3, made_at="2099-01-01T00:00:00Z")
+    deploy(replace(config, run="v1-a"), ignore)
+    evaluated(replace(config, run="v1-a"), passed=2, made_at="2099-01-01T00:00:01Z")
+    make_run(config)
+    evaluated(config, made_at="2099-01-02T00:00:00Z")
+    planned = plan(replace(config, fuse=True))
+    assert "of the deployed v1-a" in "; ".join(verdict(planned, config.workspace).reasons)
+    remove("nayla-v1-demo", config.workspace.fused / RECORD, host=server.address)
+    assert verdict(planned, config.workspace).passed
+
+
 def test_force_is_recorded(config: ShipConfig, server: OllamaServer) -> None:
     make_run(config)
     evaluated(config, 1)
@@ -315,11 +330,29 @@ def test_a_few_shot_version_ships_the_base(config: ShipConfig, server: OllamaSer
 def test_a_server_that_fails_leaves_the_files_and_no_record(config: ShipConfig, server: OllamaServer) -> None:
     make_run(config)
     evaluated(config)
-    with pytest.raises(AfsError):
-        deploy(replace(config, host="http://127.0.0.1:9"), ignore)
+    server.faults.end_after = 1
+    with pytest.raises(AfsError, match="broke off"):
+        deploy(config, ignore)
     assert not record_path(config.workspace, "nayla-v1-demo").exists()
+    server.faults.end_after = None
     result = deploy(config, ignore)
     assert result.shipped.reused
+
+
+@pytest.mark.parametrize("reason", ["no server", "a stranger's name"])
+def test_what_cannot_be_registered_is_said_before_fusing(config: ShipConfig, server: OllamaServer, reason: str) -> None:
+    make_run(config)
+    evaluated(config)
+    server.add("nayla-v1-demo")
+    host = "http://127.0.0.1:9" if reason == "no server" else config.host
+    stages: list[str] = []
+    with pytest.raises(MissingError if reason == "no server" else RefusedError):
+        deploy(
+            replace(config, host=host),
+            lambda event: stages.append(event.name) if isinstance(event, StageStarted) else None,
+        )
+    assert stages == ["verdict"]
+    assert not config.workspace.fused.exists()
 
 
 @pytest.mark.parametrize("stage", ["fuse", "export", "register"])

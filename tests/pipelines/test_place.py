@@ -9,7 +9,7 @@ import pytest
 
 from afs_mlx.clients.lmstudio import MARKER
 from afs_mlx.core.errors import ExitCode, MissingError
-from afs_mlx.core.files import sha256_of
+from afs_mlx.core.files import sha256_of, write_json
 from afs_mlx.core.machine import Machine
 from afs_mlx.engine.bases.loading import load_base
 from afs_mlx.engine.bases.location import weights_hash
@@ -63,6 +63,20 @@ def test_the_ggufs_in_a_folder_of_their_own(config: PlaceConfig, models: Path) -
     marker = json.loads((result.placed.path / MARKER).read_text())
     assert marker["weights_sha256"] == {name: sha256_of(gguf / name) for name in result.placed.files}
     assert {path.name for path in (models / "afs-mlx").iterdir()} == {"din-v2", "din-v2-GGUF"}
+
+
+def test_a_gguf_of_other_weights_is_left_out(config: PlaceConfig, models: Path) -> None:
+    gguf = config.model_folder / "gguf"
+    now, before = ({"source": {"weights_sha256": text}} for text in (weights_hash(config.model_folder), "0" * 64))
+    write_json(gguf / "manifest.json", {"exports": {"din-v2-f16.gguf": before, "din-v2-q8_0.gguf": now}})
+    result = place(replace(config, gguf_folder=gguf))
+    assert result.placed.files == ("din-v2-q8_0.gguf",)
+    assert any("din-v2-f16.gguf" in text for text in result.notices)
+    write_json(gguf / "manifest.json", {"exports": {"din-v2-f16.gguf": before, "din-v2-q8_0.gguf": before}})
+    with pytest.raises(MissingError, match="no GGUF was made of these weights"):
+        place(replace(config, gguf_folder=gguf))
+    (gguf / "manifest.json").write_text("{")  # tells nothing
+    assert len(place(replace(config, gguf_folder=gguf)).placed.files) == 2
 
 
 def test_what_is_not_there_is_named(config: PlaceConfig, models: Path, tmp_path: Path) -> None:

@@ -434,3 +434,36 @@ def test_a_damaged_list_is_told(server: OllamaServer, gguf: Path) -> None:
     server.add("din-v2", system="x")
     with pytest.raises(AfsError, match=r"models\.0\.server"):
         run(server, gguf)
+
+
+def test_two_at_once_take_turns(server: OllamaServer, gguf: Path) -> None:
+    server.faults.hold = threading.Event()
+    creating, waiting = threading.Event(), threading.Event()
+    results: list[RegisterResult] = []
+
+    def first(event: Any) -> None:
+        if isinstance(event, Stage) and event.text.startswith("create"):
+            creating.set()
+
+    def second(event: Any) -> None:
+        if isinstance(event, Noted) and "waits for it" in event.text:
+            waiting.set()
+
+    def work(system: str, on_event: Any) -> None:
+        results.append(run(server, gguf, on_event, content=content(system)))
+
+    threads = [threading.Thread(target=work, args=words) for words in (("One.", first), ("Two.", second))]
+    threads[0].start()
+    assert creating.wait(10)
+    threads[1].start()
+    try:
+        assert waiting.wait(10)
+    finally:
+        server.faults.hold.set()
+        for thread in threads:
+            thread.join(30)
+    assert [result.previous_digest for result in results] == ["", results[0].digest]
+    assert list(server.models) == ["din-v2:latest"]
+    assert server.models["din-v2:latest"]["system"] == "Two."
+    (entry,) = deployed(gguf.parent / "deployed.json")
+    assert states((entry,))[entry] == "there"

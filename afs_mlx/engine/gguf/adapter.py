@@ -20,7 +20,7 @@ from afs_mlx.engine.gguf.header import read_tensor_infos
 from afs_mlx.engine.gguf.layouts import Layout, Target, layout_of
 from afs_mlx.engine.gguf.shape import ModelShape, read_shape
 from afs_mlx.engine.gguf.tensors import interleaved
-from afs_mlx.engine.gguf.writer import GgufReport
+from afs_mlx.engine.gguf.writer import GgufReport, short_writes_named
 
 type AdapterType = Literal["f32", "f16"]
 type Array = np.ndarray[Any, Any]
@@ -77,9 +77,10 @@ def export_adapter_gguf(
             written = _tensors(placed, file_type, adapter_folder, on_tensor)
             for tensor, array in written.items():
                 writer.add_tensor(tensor, array)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
+            with short_writes_named():
+                writer.write_header_to_file()
+                writer.write_kv_data_to_file()
+                writer.write_tensors_to_file()
         finally:
             writer.close()
         _read_back(temporary, written, out)

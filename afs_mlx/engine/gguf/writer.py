@@ -4,8 +4,9 @@ import errno
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def _write(
 ) -> None:
     """Write header, metadata and data; raises one AfsError for all tensors whose numbers cannot be kept."""
     found: list[str] = []
-    try:
+    with short_writes_named():
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -119,12 +120,19 @@ def _write(
                 writer.write_tensor_data(encode(planned, shape, found, pool))
                 if on_tensor is not None:
                     on_tensor(number, len(plan))
-    except OSError as error:
-        if error.errno is None:  # numpy reports a short write as text only
-            raise OSError(errno.ENOSPC, str(error)) from error
-        raise
     if found:
         raise problems(found, "weights that the file cannot hold", str(where), FIX_NUMBERS)
+
+
+@contextmanager
+def short_writes_named() -> Iterator[None]:
+    """A short write, which numpy reports as text only, becomes the error of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise OSError(errno.ENOSPC, str(error)) from error
+        raise
 
 
 def _check_space(plan: list[Planned], out: Path) -> None:

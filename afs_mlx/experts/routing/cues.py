@@ -15,11 +15,12 @@ _SHORTEST_TYPO = 5  # a shorter word with a letter wrong may be any word
 
 @dataclass(frozen=True)
 class Cue:
-    """One find: `name` is `family.kind`, `place` the term; a phrase is stronger than a word, a guess weaker."""
+    """One find: `name` is `family.kind`, `place` the term, `text` its words; a phrase is stronger, a guess weaker."""
 
     name: str
     place: int
     how: str
+    text: str
 
     @property
     def family(self) -> str:
@@ -43,11 +44,11 @@ def found_in(terms: Sequence[Term]) -> list[Cue]:
     for place, term in enumerate(terms):
         for size in range(2, _LONGEST_PHRASE + 1):
             phrase = " ".join(texts[place : place + size])
-            found += [Cue(name, place, "phrase") for name in cues.phrases.get(phrase, ())]
+            found += [Cue(name, place, "phrase", phrase) for name in cues.phrases.get(phrase, ())]
         names = _of_word(term.text, cues)
-        found += [Cue(name, place, "word") for name in names]
+        found += [Cue(name, place, "word", term.text) for name in names]
         if not names and not term.sign and len(term.text) >= _SHORTEST_TYPO:
-            found += [Cue(name, place, "typo") for name in _of_typo(term.text, cues)]
+            found += [Cue(name, place, "typo", term.text) for name in _of_typo(term.text, cues)]
     return found
 
 

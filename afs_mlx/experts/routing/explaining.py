@@ -1,6 +1,6 @@
 """What decided, in words: the tokens of a linear model as a person reads them. Weighs nothing itself."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 _SIGNS = {
     "reg": "a register",
@@ -39,17 +39,22 @@ _FOLDED = {
 }
 
 
-def words(parts: Iterable[tuple[str, str, float]], most: int) -> list[tuple[str, float]]:
-    """What weighs most, for or against, with one entry for each thing that a person sees, the heaviest first."""
+def words(
+    parts: Iterable[tuple[str, str, float]], most: int, said: Mapping[str, tuple[str, ...]]
+) -> list[tuple[str, float]]:
+    """What weighs most, for or against, with one entry for each thing that a person sees, the heaviest first.
+
+    `said` is what of the message is a cue, by the cue's name.
+    """
     sums: dict[str, float] = {}
     for block, token, weight in parts:
-        if shown := _shown(block, token):
+        if shown := _shown(block, token, said):
             sums[shown] = sums.get(shown, 0.0) + weight
     ranked = sorted(sums.items(), key=lambda item: (-abs(item[1]), item[0]))[:most]
     return [(shown, round(weight, 3)) for shown, weight in ranked]
 
 
-def _shown(block: str, token: str) -> str:
+def _shown(block: str, token: str, said: Mapping[str, tuple[str, ...]]) -> str:
     if block != "signs":
         text = " ".join(part for word in token.split() if (part := _FOLDED.get(word, word)))
         return f"“{text}”" if text else ""
@@ -60,7 +65,7 @@ def _shown(block: str, token: str) -> str:
     kind, _, whole = token.partition(" ")
     rest = whole.removesuffix(" + code").rstrip("+~").partition(", ")[0]
     plain = {
-        "cue": f"words of kind {rest}",
+        "cue": _cue(rest, said),
         "first": f"it begins with “{_FOLDED.get(rest, rest)}”" if rest else "",
         "op": f"the instruction {rest}",
         "mode": f"operands like {whole}",
@@ -71,5 +76,12 @@ def _shown(block: str, token: str) -> str:
         "no": "no telling word",
     }
     if rest.startswith("cue "):  # the first or the last
-        return f"words of kind {rest.removeprefix('cue ')}"
+        return _cue(rest.removeprefix("cue "), said)
     return plain.get(kind, "")
+
+
+def _cue(name: str, said: Mapping[str, tuple[str, ...]]) -> str:
+    """What of the message is this cue; a phrase stands for the words in it."""
+    texts = said.get(name, ())
+    whole = [text for text in texts if not any(text in other.split() for other in texts if other != text)]
+    return ", ".join(f"“{text}”" for text in whole) or f"words of kind {name}"

@@ -6,8 +6,8 @@ the message begins and ends, and other processors' words. Learns nothing and wei
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from afs_mlx.experts.routing import cues
 from afs_mlx.experts.routing.assembly import instructions
@@ -31,19 +31,28 @@ _INTENTS = frozenset({"measure", "improve", "broken", "make", "understand", "act
 
 @dataclass(frozen=True)
 class Features:
-    """Counted tokens by block; `terms` are the ordinary words, in order, that the letter groups come from."""
+    """Counted tokens by block; `terms` are the ordinary words, in order, that the letter groups come from.
+
+    `said` is what of the message is a cue, by the cue's name and by its family.
+    """
 
     blocks: dict[str, Counter[str]]
     terms: tuple[str, ...]
     is_cut: bool
+    said: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def features(text: str) -> Features:
     """The tokens of any text; at most `2 * END_CHARS` characters of it are read."""
     message = read(text)
     ordinary = tuple(term.text for term in message.terms if not term.sign)
-    blocks = {"words": _words(message.terms), "letters": _letters(ordinary), "signs": _signs(message)}
-    return Features(blocks, ordinary, message.is_cut)
+    found = cues.found_in(message.terms)
+    blocks = {"words": _words(message.terms), "letters": _letters(ordinary), "signs": _signs(message, found)}
+    said: dict[str, dict[str, None]] = {}
+    for cue in found:
+        for name in (cue.name, cue.family):
+            said.setdefault(name, {})[cue.text] = None
+    return Features(blocks, ordinary, message.is_cut, {name: tuple(texts) for name, texts in said.items()})
 
 
 def grams(word: str) -> list[str]:
@@ -67,7 +76,7 @@ def _letters(words: Sequence[str]) -> Counter[str]:
     return counted
 
 
-def _signs(message: Message) -> Counter[str]:
+def _signs(message: Message, found: Sequence[cues.Cue]) -> Counter[str]:
     terms, parts = message.terms, message.parts
     counted: Counter[str] = Counter()
     has_code = bool(parts.code) or any(term.sign == "_insn" for term in terms)
@@ -78,7 +87,7 @@ def _signs(message: Message) -> Counter[str]:
             counted[f"reg:{term.detail}"] += 1
         elif term.sign in ("_mn", "_file", "_path", "_url", "_addr", "_insn"):
             counted[term.sign.strip("_")] += 1
-    _count_cues(counted, terms, has_code)
+    _count_cues(counted, found, has_code)
     words = [term for term in terms if term.sign not in ("?", "!")]
     for place, term in enumerate(terms):
         if term.sign in ("?", "!"):
@@ -95,10 +104,10 @@ def _signs(message: Message) -> Counter[str]:
     return counted
 
 
-def _count_cues(counted: Counter[str], terms: Sequence[Term], has_code: bool) -> None:
+def _count_cues(counted: Counter[str], found: Sequence[cues.Cue], has_code: bool) -> None:
     beside = "code" if has_code else "no code"
     seen: list[cues.Cue] = []
-    for cue in cues.found_in(terms):
+    for cue in found:
         counted[f"cue {cue.name}{_STRENGTH[cue.how]}"] += 1
         if cue.family in _INTENTS:
             seen.append(cue)

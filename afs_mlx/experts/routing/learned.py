@@ -88,7 +88,7 @@ class TfidfRouter:
         first, second = sorted(range(len(classes)), key=lambda n: -probabilities[n])[:2]
         parts = self.model.contributions(found, classes[first], classes[second])
         note = "only the beginning and the end of it were read" if found.is_cut else ""
-        return choice(classes, probabilities, self.calibration, explaining.words(parts, _SHOWN_WORDS), note)
+        return choice(classes, probabilities, self.calibration, explaining.words(parts, _SHOWN_WORDS, found.said), note)
 
 
 @cache

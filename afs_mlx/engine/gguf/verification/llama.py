@@ -117,7 +117,7 @@ class Llama:
             stdin.write(f"{self._key}\n".encode())
             stdin.flush()
         except OSError as error:
-            raise self._ended("did not start") from error
+            raise self._ended("did not load the file") from error
         deadline = time.monotonic() + self._timeout_s
         line = b""
         with selectors.DefaultSelector() as selector:
