@@ -32,10 +32,9 @@ if TYPE_CHECKING:
 
     type Floats = np.ndarray[Any, np.dtype[np.float64]]
 
-# Of the validation queries that are sent to an expert, the share that may be sent to a wrong one: the lowest whole
-# percent at which nine of ten in-scope validation queries are sent to an expert at all. A running conversation asks for
-# more before it changes hands.
-WRONG_RATE = 0.18
+# Thresholds are set by the share of validation queries sent to a wrong expert: the lowest whole percent at which so many
+# of those in scope are sent to one at all. A running conversation asks for less error before it changes hands.
+COVERAGE = 0.9
 SWITCH_WRONG_RATE = 0.1
 _LARGEST = 127  # of a signed byte
 
@@ -159,13 +158,24 @@ def calibrate(rows: Sequence[LabelledQuery], scores: Sequence[Sequence[float]]) 
     """Temperature and thresholds from held-out scores."""
     classes, labels = classes_of(rows), labels_of(rows)
     temperature = fit_temperature(scores, labels)
-    found = guesses(classes, [softmax(row, temperature) for row in scores], [row.expert for row in rows])
+    table = [softmax(row, temperature) for row in scores]
+    found = guesses(classes, table, [row.expert for row in rows])
+    inside = [
+        max(zip(each, classes, strict=True)) for each, row in zip(table, rows, strict=True) if row.expert != FALLBACK
+    ]
+
+    def coverage(threshold: float) -> float:
+        return sum(name != FALLBACK and best >= threshold for best, name in inside) / max(1, len(inside))
+
+    rates = (percent / 100 for percent in range(1, 100))
+    wrong_rate = next((rate for rate in rates if coverage(threshold_for(found, rate)) >= COVERAGE), 1.0)
+    switch_rate = min(SWITCH_WRONG_RATE, wrong_rate / 2)
     return Calibration(
         temperature=temperature,
-        route_threshold=threshold_for(found, WRONG_RATE),
-        switch_threshold=threshold_for(found, SWITCH_WRONG_RATE),
-        wrong_rate=WRONG_RATE,
-        switch_wrong_rate=SWITCH_WRONG_RATE,
+        route_threshold=threshold_for(found, wrong_rate),
+        switch_threshold=threshold_for(found, switch_rate),
+        wrong_rate=wrong_rate,
+        switch_wrong_rate=switch_rate,
     )
 
 
