@@ -61,3 +61,29 @@ def stoppable(what: str, stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def remembered_interrupt() -> Iterator[Callable[[], None]]:
+    """Ctrl-C raises KeyboardInterrupt as ever; what is yielded raises it again where it got lost.
+
+    An import or a finaliser of a library may swallow it, and a chain of minutes would go on.
+    """
+    seen = threading.Event()
+
+    def note(_number: int, _frame: object) -> None:
+        seen.set()
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if seen.is_set():
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield check
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)

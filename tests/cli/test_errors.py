@@ -1,12 +1,15 @@
 """What a person gets wrong: one message that names the place and the remedy, the right exit code, no traceback."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from afs_mlx.cli.app import app
+from afs_mlx.cli.errors import remembered_interrupt
 
 ROWS = [{"instruction": f"Clear address ${i:02X}.", "output": f"```asm\n  stz ${i:02x}\n```"} for i in range(16, 28)]
 
@@ -135,3 +138,14 @@ def test_debug_shows_the_traceback() -> None:
     result = CliRunner().invoke(app, ["--debug", "train", "varan"])
     assert result.exception is not None
     assert "varan" in str(result.exception)
+
+
+def test_an_interrupt_that_a_library_swallows_is_raised_again() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with remembered_interrupt() as check:
+        check()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is before

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afs_mlx.cli.errors import stoppable
+from afs_mlx.cli.errors import remembered_interrupt, stoppable
 from afs_mlx.cli.render.console import duration, err, notice, out, size, step
 from afs_mlx.cli.render.export import ChecksView
 from afs_mlx.cli.render.progress import count_progress
@@ -36,18 +36,22 @@ class BuildView:
 
     def __init__(self, workspace: Workspace, stages: int, stop: threading.Event, title: str) -> None:
         self._workspace, self._stages, self._stop, self._title = workspace, stages, stop, title
-        self._stage = ExitStack()
+        self._stage, self._all = ExitStack(), ExitStack()
+        self._check_interrupt: Callable[[], None] = lambda: None
         self._training: TrainingView | None = None
         self._checks = ChecksView("quick")
         self._count: Callable[[int, int, str], None] = lambda done, total, words: None
 
     def __enter__(self) -> "BuildView":
+        self._check_interrupt = self._all.enter_context(remembered_interrupt())
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stage.close()
+        self._all.close()
 
     def __call__(self, event: BuildEvent) -> None:
+        self._check_interrupt()
         if isinstance(event, StageStarted):
             self._stage.close()
             step(f"[{event.number}/{self._stages}] {event.name}: {WORDS[event.name]}")

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     type Floats = np.ndarray[Any, np.dtype[np.float64]]
 
-# Thresholds are set by the share of validation queries sent to a wrong expert: the lowest whole percent at which so many
-# of those in scope are sent to one at all. A running conversation asks for less error before it changes hands.
+# Thresholds are set by the share of validation queries that are sent to a wrong expert: the lowest whole percent at
+# which so many of those in scope are sent at all. A running conversation asks for less before it changes hands.
 COVERAGE = 0.9
 SWITCH_WRONG_RATE = 0.1
 _LARGEST = 127  # of a signed byte
