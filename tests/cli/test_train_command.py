@@ -19,6 +19,8 @@ from afs_mlx.cli.app import app
 from afs_mlx.core.errors import ExitCode
 from afs_mlx.runs.history import read_history
 
+pytestmark = pytest.mark.slow
+
 ROWS = [{"instruction": f"Clear address ${i:02X}.", "output": f"```asm\n  stz ${i:02x}\n```"} for i in range(16, 36)]
 RECIPE = {
     "epochs": 2,
@@ -132,7 +134,6 @@ def moments(whole: Place, count: int) -> Iterator[int]:
     yield from sorted(int(i) for i in rng.choice(whole.lines(), count, replace=False))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", range(KILLS))
 def test_killed_at_a_random_moment_it_resumes_to_the_same_bytes(whole: Place, tmp_path: Path, number: int) -> None:
     moment = list(moments(whole, KILLS))[number]
@@ -155,7 +156,6 @@ def test_killed_at_a_random_moment_it_resumes_to_the_same_bytes(whole: Place, tm
     assert_same_adapter(place, whole)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("which", [2, 5])
 def test_killed_while_a_checkpoint_is_written(whole: Place, tmp_path: Path, which: int) -> None:
     place = Place(tmp_path)
@@ -173,7 +173,6 @@ def test_killed_while_a_checkpoint_is_written(whole: Place, tmp_path: Path, whic
     assert_same_adapter(place, whole)
 
 
-@pytest.mark.slow
 def test_killed_again_and_again(whole: Place, tmp_path: Path) -> None:
     place = Place(tmp_path)
     process = place.train()

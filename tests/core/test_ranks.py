@@ -17,6 +17,8 @@ from afs_mlx.core.hosts import Cluster, Host, read_hosts
 from afs_mlx.core.rank_process import ssh_command
 from afs_mlx.core.ranks import launch, rank_here
 
+pytestmark = pytest.mark.slow
+
 # What a rank of a test begins with. `tell` leaves a file that the test waits for.
 PRELUDE = """
 import json, os, signal, sys, time
@@ -172,7 +174,6 @@ os.kill(os.getpid(), signal.SIGSEGV)
     assert "SIGSEGV" in error.what
 
 
-@pytest.mark.slow
 def test_a_rank_that_hangs_is_found_by_the_watchdog(tmp_path: Path) -> None:
     """Rank 0 waits in a collective, silent for longer than rank 1: it is not the one that hangs."""
     code = """
@@ -198,13 +199,11 @@ sleep()
     assert gone(pid_told(tmp_path, "rank1"))
 
 
-@pytest.mark.slow
 def test_a_deadlock_is_said_to_be_one(tmp_path: Path) -> None:
     error = failure(tmp_path, "beat(WAITING)\nsleep()", stall_s=2)
     assert "every rank has waited for the others for 2 s" in error.what
 
 
-@pytest.mark.slow
 def test_who_beats_is_not_stalled(tmp_path: Path) -> None:
     """Rank 1 waits for longer than the watchdog's limit, while rank 0 works and says so."""
     code = """
@@ -341,7 +340,6 @@ FAKE_SSH = 'while [ "$1" != -- ]; do shift; done; echo "$2" >"$AFS_TEST/host"; e
 REMOTE = Cluster((Host("localhost", True, ("10.255.255.1",)), Host("mac two", False, ("10.255.255.2",))))
 
 
-@pytest.mark.slow
 def test_a_rank_below_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a login shell in place of ssh: quoting, files, variables, beats, the signal and the exit code."""
     program(tmp_path, "ssh", FAKE_SSH, monkeypatch)

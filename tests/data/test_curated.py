@@ -19,6 +19,8 @@ from afs_mlx.snes.code_block import assembly_of
 from afs_mlx.snes.equivalence.checker import STATES, Checker, Contract
 from afs_mlx.snes.execution.routine import Routine
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CURATED = ROOT / "data" / "curated" / "din-v2.jsonl"
 SUITE = ROOT / "evals" / "suites" / "optimisation.jsonl"
@@ -112,7 +114,6 @@ def test_rows_for_bytes_get_shorter(path: Path, assemblies: Mapping[str, Assembl
     assert longer == []
 
 
-@pytest.mark.slow
 @needs_asar
 @both
 def test_every_pair_is_equal_and_cheaper_for_its_goal(path: Path, assemblies: Mapping[str, Assembly]) -> None:

@@ -18,6 +18,8 @@ from afs_mlx.core.hosts import read_hosts
 from afs_mlx.core.ranks import launch
 from afs_mlx.engine.training.distributed import World, share
 
+pytestmark = pytest.mark.slow
+
 # The working folder comes as the first word; `tell` leaves a result there.
 PRELUDE = """
 import json, os, sys, time
@@ -264,7 +266,6 @@ except AfsError as error:
     assert "--resume" in message
 
 
-@pytest.mark.slow
 def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
     """Rank 0 waits inside MLX, which holds the interpreter's lock there."""
     code = (

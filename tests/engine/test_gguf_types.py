@@ -25,6 +25,8 @@ from afs_mlx.engine.gguf.mixes import KINDS, LIMITS, gets_more_bits, type_of
 from afs_mlx.engine.gguf.shape import read_shape
 from afs_mlx.schema.gguf import GGUF_MEANINGS, GGUF_TYPES, GgufType
 
+pytestmark = pytest.mark.slow
+
 # Greedy equality, and the largest |Δ log p| over the vocabulary, on noise: trained weights lose less. About twice what
 # was measured on Linux x86-64.
 TOLERANCES: dict[FileType, tuple[bool, float]] = {

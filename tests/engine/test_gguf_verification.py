@@ -25,6 +25,8 @@ from afs_mlx.engine.gguf.verification.tolerances import TOLERANCES, Tolerance
 from afs_mlx.schema.gguf import GGUF_TYPES, GgufType
 from afs_mlx.schema.verification import Check, Verification
 
+pytestmark = pytest.mark.slow
+
 type Fields = dict[str, Any]
 type Tensors = dict[str, np.ndarray[Any, Any]]
 
@@ -86,7 +88,6 @@ def test_a_copied_file_is_still_right(f32: Path, tiny_base: Path, tmp_path: Path
     assert verify_gguf(rewritten(f32, tmp_path / "copy.gguf"), tiny_base, "f32").passed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("file_type", ["f16", "bf16"])
 def test_twenty_prompts_of_64_tokens(tiny_base: Path, tmp_path: Path, file_type: GgufType) -> None:
     path = export_gguf(tiny_base, tmp_path / "model.gguf", file_type, name="tiny").path

@@ -19,6 +19,8 @@ from afs_mlx.engine.inference.pool import ExpertPool
 from afs_mlx.engine.inference.voice import Voice
 from afs_mlx.schema.message import Message
 
+pytestmark = pytest.mark.slow
+
 SYSTEM = "You are Din. You make 65816 code smaller and faster, and you say why in one line."
 PATIENCE_S = 60
 

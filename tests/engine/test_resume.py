@@ -30,6 +30,8 @@ from afs_mlx.engine.training.rows import Row, TokenisedSet
 from afs_mlx.engine.training.trainer import Surroundings, Trained
 from afs_mlx.schema.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 IDENTITY = {"base": "b", "recipe": "r", "data": "d"}
 STEPS = 12
 QUICK: dict[str, Any] = {
@@ -176,7 +178,6 @@ def test_stopped_after_every_few_steps_it_ends_the_same(tiny_base: Path, tmp_pat
         assert [(e.step, e.loss) for e in training.of(Stepped)] == [(e.step, e.loss) for e in whole.of(Stepped)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["dropout", "muon"])
 def test_killed_at_every_event_it_ends_the_same(tiny_base: Path, tmp_path: Path, variant: str) -> None:
     whole = Training(tiny_base, tmp_path / "whole", **VARIANTS[variant])
@@ -304,7 +305,6 @@ def spoiling(monkeypatch: pytest.MonkeyPatch, *failing: int) -> None:
     monkeypatch.setattr(Losses, "loss_and_gradients", spoilt)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("failing", [(3,), (6,), (7, 8), (2, 6)])
 def test_a_kill_around_a_rollback_changes_nothing(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: tuple[int, ...]

@@ -31,6 +31,8 @@ from afs_mlx.schema.sampling import Sampling
 from afs_mlx.snes.asar import Assembly
 from afs_mlx.snes.equivalence import judging
 
+pytestmark = pytest.mark.slow
+
 # Every routine here loads and compares what nobody reads afterwards, so one short answer is right for all of them: it
 # can be learnt from noise in seconds.
 ANSWER = "```asm\n  nop\n```\nSo."

@@ -31,6 +31,8 @@ from afs_mlx.schema.message import Message
 from afs_mlx.schema.recipe import Recipe
 from afs_mlx.schema.sampling import Sampling
 
+pytestmark = pytest.mark.slow
+
 SYSTEM = 'You are Din. Say "done".'
 SAMPLING = Sampling(temperature=0.5, top_p=0.8, context_tokens=2048, max_tokens=99, stop=("###",))
 RECIPE = Recipe(rank=4, alpha=8, layers=2, epochs=2, learning_rate=3e-3, batch_tokens=100)

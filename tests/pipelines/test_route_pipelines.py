@@ -30,6 +30,8 @@ from afs_mlx.pipelines.route_train import (
 )
 from afs_mlx.schema.expert import Expert
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("sklearn")
 
 ASKED = {

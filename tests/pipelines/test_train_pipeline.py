@@ -31,6 +31,8 @@ from afs_mlx.schema.example import Example
 from afs_mlx.schema.message import Message
 from afs_mlx.schema.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 QUICK = Recipe(rank=2, alpha=4, layers=1, targets=("q_proj", "v_proj"), epochs=2, learning_rate=1e-3, batch_tokens=200)
 # A step for each row, and a checkpoint after every second.
 OFTEN = QUICK.model_copy(update={"batch_tokens": 30, "checkpoint_steps": 2, "dropout": 0.2})
@@ -364,7 +366,6 @@ def stopped(step: int, **changes: Any) -> Run:
     return Run.read(result.path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", range(1, 10))
 def test_a_stopped_run_goes_on_in_its_folder_to_the_same_bytes(step: int) -> None:
     expected = train(config(OFTEN), ignore)

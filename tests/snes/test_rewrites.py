@@ -19,6 +19,8 @@ from afs_mlx.snes.equivalence.comparison import first_difference
 from afs_mlx.snes.execution.board import Board
 from afs_mlx.snes.execution.routine import Routine
 
+pytestmark = pytest.mark.slow
+
 FILE = Path(__file__).with_name("rewrites.jsonl")
 needs_asar = pytest.mark.skipif(asar_path() is None, reason="Asar is not on this machine")
 
