@@ -365,7 +365,6 @@ def test_models_are_read_with_the_first_question_only(loads: list[Any]) -> None:
     talk = Talk("din")
     assert loads == []
     assert talk.session.usage is None
-    assert "din" in talk.session.expert_names
     talk.ask("one")
     talk.ask("two")
     assert loads == ["tiny-qwen2"]

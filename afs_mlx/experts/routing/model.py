@@ -18,7 +18,7 @@ from pydantic import Field
 from afs_mlx.core.config import StrictModel, validate
 from afs_mlx.core.errors import AfsError
 from afs_mlx.core.files import read_json, write_text
-from afs_mlx.experts.routing.features import Features, features, grams
+from afs_mlx.experts.routing.features import Features, grams
 
 _AGAIN = "install afs-mlx again, or make the file again with data/make_router.py"
 
@@ -115,11 +115,6 @@ class TfidfModel:
 def idf(documents: int, seen_in: int) -> float:
     """The smoothed inverse document frequency: log((1 + n) / (1 + df)) + 1, as scikit-learn's."""
     return math.log((1 + documents) / (1 + seen_in)) + 1
-
-
-def text_logits(model: TfidfModel, text: str) -> list[float]:
-    """The scores of a text."""
-    return model.logits(features(text))
 
 
 def save(path: Path, model: TfidfModel, documents: int, seen_in: dict[str, list[int]]) -> None:

@@ -41,11 +41,6 @@ class ChatSession:
         self.route: Route | None = None
 
     @property
-    def expert_names(self) -> list[str]:
-        """Everyone who can be asked."""
-        return list(self._config.catalog.experts)
-
-    @property
     def titles(self) -> dict[str, str]:
         """What each expert does."""
         return {name: expert.title for name, expert in self._config.catalog.experts.items()}
